@@ -1,0 +1,73 @@
+// Package mesh is the vocabulary of Heddle: plain values that every stage of the control plane hands to the next.
+// It knows no clock, lock, wire format or Kubernetes type, and imports nothing of ours.
+package mesh
+
+import (
+	"fmt"
+	"strings"
+)
+
+// ID names a mesh: the name of its Istio object, unique in the cluster that defines it.
+type ID string
+
+// ClusterID names a Kubernetes cluster, as proxies carry it in CLUSTER_ID.
+type ClusterID string
+
+// Ref points at the object that a value came from. It is comparable and may be a map key.
+type Ref struct {
+	Cluster   ClusterID // empty where only one cluster is meant
+	Kind      string    // as the API spells it: PeerAuthentication
+	Namespace string    // empty for a cluster-scoped object
+	Name      string
+}
+
+// String returns "Kind namespace/name", the form used in findings, statuses and logs.
+func (r Ref) String() string {
+	if r.Namespace == "" {
+		return r.Kind + " " + r.Name
+	}
+	return r.Kind + " " + r.Namespace + "/" + r.Name
+}
+
+// Compare orders references by kind, namespace, name and cluster.
+func (r Ref) Compare(o Ref) int {
+	if c := strings.Compare(r.Kind, o.Kind); c != 0 {
+		return c
+	}
+	if c := strings.Compare(r.Namespace, o.Namespace); c != 0 {
+		return c
+	}
+	if c := strings.Compare(r.Name, o.Name); c != 0 {
+		return c
+	}
+	return strings.Compare(string(r.Cluster), string(o.Cluster))
+}
+
+// Finding is a user's mistake, found by pure code and shown where the user looks: in a status, a condition, `heddle check`.
+type Finding struct {
+	About   Ref
+	Reason  string // CamelCase, stable, usable as a condition reason
+	Message string // one sentence that names object, field and what to do
+}
+
+// Identity is who a workload is inside its mesh.
+type Identity struct {
+	TrustDomain    string
+	Namespace      string
+	ServiceAccount string
+}
+
+// String returns the SPIFFE URI, spiffe://<trust domain>/ns/<namespace>/sa/<service account>.
+func (i Identity) String() string {
+	return "spiffe://" + i.TrustDomain + "/ns/" + i.Namespace + "/sa/" + i.ServiceAccount
+}
+
+// ParseIdentity reads the URI that String writes; anything else is an error.
+func ParseIdentity(uri string) (Identity, error) {
+	rest, ok := strings.CutPrefix(uri, "spiffe://")
+	parts := strings.Split(rest, "/")
+	if !ok || len(parts) != 5 || parts[0] == "" || parts[1] != "ns" || parts[2] == "" || parts[3] != "sa" || parts[4] == "" {
+		return Identity{}, fmt.Errorf("identity %q is not of the form spiffe://TRUSTDOMAIN/ns/NAMESPACE/sa/SERVICEACCOUNT", uri)
+	}
+	return Identity{TrustDomain: parts[0], Namespace: parts[2], ServiceAccount: parts[4]}, nil
+}
