@@ -1,0 +1,61 @@
+# Two commands are enough: `make demo` to see Heddle work, `make test` to prove it.
+# Both want Debian 12 on amd64, root, Go and make; everything else is installed by scripts/deps.sh.
+
+VERSION   := 0.1.0
+GO_BUILD  := CGO_ENABLED=0 go build -trimpath
+LDFLAGS   := -s -w -X github.com/heddle-mesh/heddle/internal/obs.Version=$(VERSION)
+KUBE      := v1.35.4
+KUBE_PKG  := k8s.io/component-base/version
+KUBE_LD   := -X $(KUBE_PKG).gitVersion=$(KUBE) -X $(KUBE_PKG).gitMajor=1 -X $(KUBE_PKG).gitMinor=35 \
+             -X $(KUBE_PKG).gitTreeState=clean -X $(KUBE_PKG).gitCommit=unknown -X $(KUBE_PKG).buildDate=1970-01-01T00:00:00Z
+TOOL      := go tool -modfile=tools/go.mod
+INSTANCE  ?= demo
+
+.PHONY: all deps build demo down test unit lint generate check-generated e2e peers dev clean
+
+all: build
+
+deps: ## install the Debian packages that Heddle's local cluster and tests need
+	@scripts/deps.sh
+
+build: bin/heddle-local ## bin/heddle, bin/heddle-node, bin/heddle-local and the names they also answer to
+	@mkdir -p bin
+	$(GO_BUILD) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/heddle ./cmd/heddle-node
+	@ln -sf heddle bin/istioctl
+	@ln -sf heddle-local bin/oc && ln -sf heddle-local bin/kubectl
+
+.PHONY: bin/heddle-local
+bin/heddle-local: # the first build compiles Kubernetes: about five minutes on two cores, seconds after that
+	@mkdir -p bin
+	@echo "building heddle-local (a whole Kubernetes; some minutes the first time)"
+	cd local && $(GO_BUILD) -ldflags '$(LDFLAGS) $(KUBE_LD)' -o ../bin/heddle-local ./cmd/heddle-local
+
+demo: deps build ## two meshes on one machine: boots a cluster, runs the walkthrough, leaves it running
+	bin/heddle-local up --instance demo
+	bin/heddle-local verify s0 --instance demo --keep
+
+down: ## take everything of `make demo` away again; the download and build cache stays
+	bin/heddle-local down --instance demo
+
+test: deps build lint unit e2e ## everything, the end-to-end tests on a real local cluster
+
+unit: ## no root, no cluster, at most three minutes warm
+	go test -race ./...
+	cd local && go test ./...
+
+lint:
+	@test -z "$$($(TOOL) gofumpt -l cmd internal api local/cmd local/internal 2>/dev/null | tee /dev/stderr)" || { echo "run: make fmt"; exit 1; }
+	go vet ./...
+	$(TOOL) staticcheck ./...
+
+fmt:
+	$(TOOL) gofumpt -w cmd internal api local/cmd local/internal
+
+e2e: build peers ## needs root: network namespaces, Envoy, a cluster of the instance `test`
+	scripts/e2e.sh
+
+peers: ## unmodified Istio tools, built for tests and comparisons only
+	@scripts/peers.sh
+
+clean:
+	rm -rf bin
