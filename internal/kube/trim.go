@@ -1,0 +1,93 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+)
+
+// annotations that ingest reads, of any kind.
+var annotations = []string{
+	"networking.istio.io/exportTo",
+	"networking.istio.io/traffic-distribution",
+	"alpha.istio.io/canonical-serviceaccounts",
+	"alpha.istio.io/kubernetes-serviceaccounts",
+	"istio.io/rev",
+}
+
+// trimMeta keeps what ingest and the watches need of an object's metadata: names, UID, versions, labels, times.
+func trimMeta(m *metav1.ObjectMeta) {
+	var kept map[string]string
+	for _, name := range annotations {
+		if v, ok := m.Annotations[name]; ok {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[name] = v
+		}
+	}
+	m.Annotations, m.ManagedFields, m.OwnerReferences, m.Finalizers = kept, nil, nil, nil
+}
+
+func trimService(s *corev1.Service) {
+	trimMeta(&s.ObjectMeta)
+	s.Status = corev1.ServiceStatus{LoadBalancer: s.Status.LoadBalancer}
+}
+
+func trimSlice(s *discoveryv1.EndpointSlice) {
+	trimMeta(&s.ObjectMeta)
+	for i := range s.Endpoints {
+		s.Endpoints[i].Hints, s.Endpoints[i].DeprecatedTopology = nil, nil
+	}
+}
+
+func trimPod(p *corev1.Pod) {
+	trimMeta(&p.ObjectMeta)
+	spec := corev1.PodSpec{
+		NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName,
+		HostNetwork: p.Spec.HostNetwork, Hostname: p.Spec.Hostname, Subdomain: p.Spec.Subdomain,
+	}
+	for _, containers := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for _, c := range containers {
+			if len(c.Ports) > 0 {
+				spec.Containers = append(spec.Containers, corev1.Container{Name: c.Name, Ports: c.Ports})
+			}
+		}
+	}
+	status := corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	p.Spec, p.Status = spec, status
+}
+
+func trimNode(n *corev1.Node) {
+	trimMeta(&n.ObjectMeta)
+	n.Spec = corev1.NodeSpec{}
+	n.Status = corev1.NodeStatus{}
+}
+
+func trimPeerAuthentication(p *securityv1.PeerAuthentication) {
+	trimMeta(&p.ObjectMeta)
+	p.Status.Reset()
+}
+
+func trimDestinationRule(d *networkingv1.DestinationRule) {
+	trimMeta(&d.ObjectMeta)
+	d.Status.Reset()
+}
+
+func trimConfigMap(c *corev1.ConfigMap) { trimMeta(&c.ObjectMeta) }
+
+// A plane writes a Membership's status; it must not be woken by what it wrote.
+func trimMembership(m *heddlev1alpha1.Membership) {
+	trimMeta(&m.ObjectMeta)
+	m.Status = heddlev1alpha1.MembershipStatus{}
+}
