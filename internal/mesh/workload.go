@@ -1,0 +1,81 @@
+package mesh
+
+import (
+	"cmp"
+	"strings"
+)
+
+// KindPod is the Kind of workloads that are pods.
+const KindPod = "Pod"
+
+// WorkloadKey names a workload. An object made again under the same name has the same key and another UID.
+type WorkloadKey struct {
+	Cluster   ClusterID
+	Kind      string
+	Namespace string
+	Name      string
+}
+
+// Locality says where a workload runs, from the widest to the narrowest; unknown parts are empty.
+type Locality struct {
+	Region, Zone, SubZone string
+}
+
+// Compare orders localities by region, zone and sub-zone.
+func (l Locality) Compare(o Locality) int {
+	return cmp.Or(strings.Compare(l.Region, o.Region), strings.Compare(l.Zone, o.Zone), strings.Compare(l.SubZone, o.SubZone))
+}
+
+// Workload is something that runs: a pod. Whether it is ready its endpoints say.
+type Workload struct {
+	Key         WorkloadKey
+	UID         string
+	Addresses   []string
+	HostNetwork bool // its addresses are the node's and name nobody
+	Identity    Identity
+	Labels      map[string]string
+	Locality    Locality
+	TLS         bool              // a proxy in front of it accepts mutual TLS of the mesh
+	Owner       string            // the Deployment, StatefulSet, Job … that made it, or its own name
+	App         string            // canonical service
+	Revision    string            // canonical revision
+	Ports       map[string]uint32 // container ports by name
+}
+
+// EndpointKey names an address that serves a port of a service.
+type EndpointKey struct {
+	Service ServiceKey
+	Port    string // name of the service's port
+	Address string
+	Target  uint32
+}
+
+// Endpoint is one address that serves a port of a service.
+type Endpoint struct {
+	Key      EndpointKey
+	Workload WorkloadKey // whose address it is; zero if nobody's that the mesh knows
+	Ready    bool        // takes new connections; others are kept here, and dropped where they are sent
+	Zone     string      // of an address that belongs to no known workload
+}
+
+// ServicePort is a port of a service by its name, which finds its endpoints.
+type ServicePort struct {
+	Service ServiceKey
+	Port    string
+}
+
+// Phase is how far a namespace has come into the mesh.
+type Phase string
+
+// Served is the phase in which a namespace's objects appear in what proxies get. Before it the mesh's root may not be there,
+// after it another mesh may be.
+const Served Phase = "Member"
+
+// Membership says that a namespace belongs to the mesh.
+type Membership struct {
+	Namespace   string
+	UID         string
+	Phase       Phase
+	Labels      map[string]string
+	Annotations map[string]string
+}
