@@ -1,0 +1,44 @@
+package ingest
+
+import (
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Config reads a MeshConfig; nil means Istio's defaults. The mesh's own system namespace is the root namespace
+// unless the MeshConfig names another.
+func Config(id mesh.ID, system string, m *meshv1alpha1.MeshConfig) mesh.Config {
+	c := mesh.Config{
+		Object:           mesh.Object{Ref: mesh.Ref{Kind: "MeshConfig", Name: string(id)}},
+		Mesh:             id,
+		Domain:           "cluster.local",
+		RootNamespace:    system,
+		AccessLog:        mesh.AccessLog{Path: m.GetAccessLogFile(), JSON: m.GetAccessLogEncoding() == meshv1alpha1.MeshConfig_JSON},
+		AutoMTLS:         m.GetEnableAutoMtls() == nil || m.GetEnableAutoMtls().GetValue(),
+		DetectionTimeout: m.GetProtocolDetectionTimeout().AsDuration(),
+		ServiceExportTo:  m.GetDefaultServiceExportTo(),
+		RuleExportTo:     m.GetDefaultDestinationRuleExportTo(),
+	}
+	if p := m.GetOutboundTrafficPolicy(); p != nil {
+		c.RegistryOnly = p.GetMode() == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
+	}
+	if ns := m.GetRootNamespace(); ns != "" {
+		c.RootNamespace = ns
+	}
+	own := m.GetTrustDomain()
+	if own == "" {
+		own = "cluster.local"
+	}
+	c.TrustDomains = append([]string{own}, m.GetTrustDomainAliases()...)
+	return c
+}
+
+// Membership reads which namespace belongs to the mesh, and how far it has come.
+func Membership(m *heddlev1alpha1.Membership) mesh.Membership {
+	return mesh.Membership{
+		Namespace: m.Spec.Namespace, UID: string(m.Spec.UID), Phase: mesh.Phase(m.Spec.Phase),
+		Labels: m.Spec.Labels, Annotations: m.Spec.Annotations,
+	}
+}

@@ -1,0 +1,59 @@
+// Package ingest makes records of objects: one object in, its records and what is wrong with it out.
+// Kubernetes and Istio types end here. Every function is pure and keeps no part of the object that it may not share.
+package ingest
+
+import (
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+const exportToAnnotation = "networking.istio.io/exportTo"
+
+func object(kind string, k mesh.ObjectKey, m *metav1.ObjectMeta) mesh.Object {
+	return mesh.Object{
+		Ref:     mesh.Ref{Cluster: k.Cluster, Kind: kind, Namespace: k.Namespace, Name: k.Name},
+		Created: m.CreationTimestamp.Unix(),
+	}
+}
+
+// visibility reads exportTo: "*" is everybody, "." the object's own namespace, "~" nobody, anything else a namespace.
+// An empty list means the mesh's default, and that in turn everybody.
+func visibility(exportTo, byDefault []string, own string) mesh.Visibility {
+	if len(exportTo) == 0 {
+		exportTo = byDefault
+	}
+	if len(exportTo) == 0 {
+		return mesh.Visibility{All: true}
+	}
+	var v mesh.Visibility
+	for _, e := range exportTo {
+		switch e = strings.TrimSpace(e); e {
+		case "*":
+			return mesh.Visibility{All: true}
+		case ".":
+			v.Namespaces = append(v.Namespaces, own)
+		case "~", "":
+		default:
+			v.Namespaces = append(v.Namespaces, e)
+		}
+	}
+	slices.Sort(v.Namespaces)
+	v.Namespaces = slices.Compact(v.Namespaces)
+	return v
+}
+
+// list splits an annotation at commas.
+func list(s string) []string {
+	if s == "" {
+		return nil
+	}
+	parts := strings.Split(s, ",")
+	for i, p := range parts {
+		parts[i] = strings.TrimSpace(p)
+	}
+	return parts
+}

@@ -1,0 +1,53 @@
+package ingest
+
+import (
+	"istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// PeerPolicy reads a PeerAuthentication. It returns false if the policy has no effect; the findings say why.
+func PeerPolicy(c mesh.Config, k mesh.ObjectKey, a *securityv1.PeerAuthentication) (mesh.PeerPolicy, bool, []mesh.Finding) {
+	p := mesh.PeerPolicy{
+		Object:    object("PeerAuthentication", k, &a.ObjectMeta),
+		Namespace: k.Namespace,
+		Mode:      peerMode(a.Spec.GetMtls()),
+	}
+	// An empty selector selects all, as none does.
+	if labels := a.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 {
+		p.Selector = labels
+	}
+	if p.Selector != nil && k.Namespace == c.RootNamespace {
+		return p, false, []mesh.Finding{{
+			About: p.Ref, Reason: "SelectorIgnored",
+			Message: "spec.selector has no effect in the root namespace, so the whole policy has none: move it to the namespace of the workloads",
+		}}
+	}
+	if len(a.Spec.GetPortLevelMtls()) == 0 {
+		return p, true, nil
+	}
+	if p.Selector == nil {
+		return p, true, []mesh.Finding{{
+			About: p.Ref, Reason: "PortLevelIgnored",
+			Message: "spec.portLevelMtls has no effect without spec.selector: say which workloads have these ports",
+		}}
+	}
+	p.Ports = map[uint32]mesh.PeerMode{}
+	for port, m := range a.Spec.GetPortLevelMtls() {
+		p.Ports[port] = peerMode(m)
+	}
+	return p, true, nil
+}
+
+func peerMode(m *v1beta1.PeerAuthentication_MutualTLS) mesh.PeerMode {
+	switch m.GetMode() {
+	case v1beta1.PeerAuthentication_MutualTLS_DISABLE:
+		return mesh.PeerDisable
+	case v1beta1.PeerAuthentication_MutualTLS_PERMISSIVE:
+		return mesh.PeerPermissive
+	case v1beta1.PeerAuthentication_MutualTLS_STRICT:
+		return mesh.PeerStrict
+	}
+	return mesh.PeerUnset
+}

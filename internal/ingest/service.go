@@ -1,0 +1,142 @@
+package ingest
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Service reads a Service. UDP and SCTP ports are left out; proxies do not carry them.
+func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
+	out := mesh.Service{
+		Object:   object("Service", k, &s.ObjectMeta),
+		Key:      serviceKey(c, k.Namespace, k.Name),
+		Name:     k.Name,
+		Headless: s.Spec.ClusterIP == corev1.ClusterIPNone,
+		Selector: s.Spec.Selector,
+		Export:   visibility(list(s.Annotations[exportToAnnotation]), c.ServiceExportTo, k.Namespace),
+		Accounts: list(s.Annotations["alpha.istio.io/canonical-serviceaccounts"]),
+	}
+	for _, account := range list(s.Annotations["alpha.istio.io/kubernetes-serviceaccounts"]) {
+		id := mesh.Identity{TrustDomain: c.TrustDomains[0], Namespace: k.Namespace, ServiceAccount: account}
+		out.Accounts = append(out.Accounts, id.String())
+	}
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		out.Headless, out.Selector = false, nil
+		out.Alias = strings.ToLower(strings.TrimSuffix(s.Spec.ExternalName, "."))
+		return out
+	}
+	if !out.Headless {
+		out.Addresses = addresses(s.Spec)
+	}
+	for _, p := range s.Spec.Ports {
+		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			continue
+		}
+		port := mesh.Port{Number: uint32(p.Port), Name: p.Name, TargetName: p.TargetPort.StrVal}
+		appProtocol := ""
+		if p.AppProtocol != nil {
+			appProtocol = *p.AppProtocol
+		}
+		port.Protocol = protocol(appProtocol, p.Name, port.Number)
+		if port.TargetName == "" {
+			port.Target = uint32(p.TargetPort.IntVal)
+			if port.Target == 0 {
+				port.Target = port.Number
+			}
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	return out
+}
+
+func serviceKey(c mesh.Config, namespace, name string) mesh.ServiceKey {
+	return mesh.ServiceKey{Mesh: c.Mesh, Namespace: namespace, Host: name + "." + namespace + ".svc." + c.Domain}
+}
+
+func addresses(s corev1.ServiceSpec) []string {
+	if len(s.ClusterIPs) > 0 {
+		return s.ClusterIPs
+	}
+	if s.ClusterIP != "" {
+		return []string{s.ClusterIP}
+	}
+	return nil
+}
+
+// protocols by the name that a port's appProtocol, or its name up to the first dash, begins with.
+var protocols = map[string]mesh.Protocol{
+	"http": mesh.HTTP, "http2": mesh.HTTP2, "grpc": mesh.HTTP2,
+	"https": mesh.TCP, "tls": mesh.TCP, "tcp": mesh.TCP, "mongo": mesh.TCP, "mysql": mesh.TCP, "redis": mesh.TCP, "http_proxy": mesh.TCP,
+	"kubernetes.io/h2c": mesh.HTTP2, "kubernetes.io/ws": mesh.HTTP, "kubernetes.io/wss": mesh.TCP,
+}
+
+// serverFirst are the ports whose servers usually speak first (SMTP, DNS, MySQL, MongoDB): waiting for the client's
+// first bytes would hang.
+var serverFirst = map[uint32]bool{25: true, 53: true, 3306: true, 27017: true}
+
+func protocol(appProtocol, name string, port uint32) mesh.Protocol {
+	said := appProtocol
+	if said == "" {
+		said = name
+	}
+	said = strings.ToLower(said)
+	if p, ok := protocols[said]; ok {
+		return p
+	}
+	prefix, _, _ := strings.Cut(said, "-")
+	if p, ok := protocols[prefix]; ok {
+		return p
+	}
+	if serverFirst[port] {
+		return mesh.TCP
+	}
+	return mesh.Auto
+}
+
+// Endpoints reads a slice. An endpoint that refers to a pod carries the pod's key, which the caller must hold against the
+// pod's own addresses: who writes slices does not choose whose identity an address has.
+func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([]mesh.Endpoint, []mesh.Finding) {
+	name := s.Labels[discoveryv1.LabelServiceName]
+	if name == "" {
+		return nil, nil
+	}
+	if s.AddressType == discoveryv1.AddressTypeFQDN {
+		return nil, []mesh.Finding{{
+			About: object("EndpointSlice", k, &s.ObjectMeta).Ref, Reason: "AddressTypeUnsupported",
+			Message: "addressType FQDN is not served: use addressType IPv4 or IPv6",
+		}}
+	}
+	var out []mesh.Endpoint
+	for _, p := range s.Ports {
+		if p.Port == nil || (p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP) {
+			continue
+		}
+		port := ""
+		if p.Name != nil {
+			port = *p.Name
+		}
+		for _, e := range s.Endpoints {
+			if len(e.Addresses) == 0 {
+				continue
+			}
+			ep := mesh.Endpoint{
+				Key: mesh.EndpointKey{
+					Service: serviceKey(c, k.Namespace, name), Port: port, Address: e.Addresses[0], Target: uint32(*p.Port),
+				},
+				Ready: e.Conditions.Ready == nil || *e.Conditions.Ready,
+			}
+			if e.Zone != nil {
+				ep.Zone = *e.Zone
+			}
+			if r := e.TargetRef; r != nil && r.Kind == mesh.KindPod {
+				ep.Workload = mesh.WorkloadKey{Cluster: k.Cluster, Kind: mesh.KindPod, Namespace: k.Namespace, Name: r.Name}
+			}
+			out = append(out, ep)
+		}
+	}
+	return out, nil
+}

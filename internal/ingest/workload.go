@@ -1,0 +1,78 @@
+package ingest
+
+import (
+	"cmp"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+const (
+	tlsModeLabel      = "security.istio.io/tlsMode"
+	canonicalName     = "service.istio.io/canonical-name"
+	canonicalRevision = "service.istio.io/canonical-revision"
+)
+
+// Locality reads where a node is.
+func Locality(n *corev1.Node) mesh.Locality {
+	return mesh.Locality{
+		Region:  n.Labels[corev1.LabelTopologyRegion],
+		Zone:    n.Labels[corev1.LabelTopologyZone],
+		SubZone: n.Labels["topology.istio.io/subzone"],
+	}
+}
+
+// Workload reads a pod that runs at a locality. It returns false for a pod that is nobody's peer: it has no address yet,
+// or it has ended and its address may be another's by now.
+func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) (mesh.Workload, bool) {
+	if p.Status.PodIP == "" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return mesh.Workload{}, false
+	}
+	w := mesh.Workload{
+		Key:         mesh.WorkloadKey{Cluster: k.Cluster, Kind: mesh.KindPod, Namespace: k.Namespace, Name: k.Name},
+		UID:         string(p.UID),
+		HostNetwork: p.Spec.HostNetwork,
+		Identity: mesh.Identity{
+			TrustDomain: c.TrustDomains[0], Namespace: k.Namespace,
+			ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
+		},
+		Labels:   p.Labels,
+		Locality: at,
+		TLS:      p.Labels[tlsModeLabel] == "istio",
+		Owner:    owner(k.Name, p),
+		Revision: cmp.Or(p.Labels[canonicalRevision], p.Labels["app.kubernetes.io/version"], p.Labels["version"]),
+	}
+	w.App = cmp.Or(p.Labels[canonicalName], p.Labels["app.kubernetes.io/name"], p.Labels["app"], w.Owner)
+	for _, ip := range p.Status.PodIPs {
+		w.Addresses = append(w.Addresses, ip.IP)
+	}
+	if len(w.Addresses) == 0 {
+		w.Addresses = []string{p.Status.PodIP}
+	}
+	for _, container := range p.Spec.Containers {
+		for _, port := range container.Ports {
+			if port.Name == "" || (port.Protocol != "" && port.Protocol != corev1.ProtocolTCP) {
+				continue
+			}
+			if w.Ports == nil {
+				w.Ports = map[string]uint32{}
+			}
+			w.Ports[port.Name] = uint32(port.ContainerPort)
+		}
+	}
+	return w, true
+}
+
+// owner returns what made the pod, by its generated name; of a ReplicaSet, the Deployment behind it.
+func owner(name string, p *corev1.Pod) string {
+	made, generated := strings.CutSuffix(p.GenerateName, "-")
+	if !generated {
+		return name
+	}
+	if hash := p.Labels["pod-template-hash"]; hash != "" {
+		made = strings.TrimSuffix(made, "-"+hash)
+	}
+	return made
+}
