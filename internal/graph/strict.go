@@ -1,0 +1,110 @@
+package graph
+
+import (
+	"hash/maphash"
+	"math"
+	"reflect"
+	"time"
+)
+
+// deepHash hashes v and everything it points to, as far as a user of its type could change it.
+func deepHash(seed maphash.Seed, v any) uint64 {
+	h := hasher{on: map[visit]bool{}}
+	h.SetSeed(seed)
+	h.value(reflect.ValueOf(v))
+	return h.Sum64()
+}
+
+type hasher struct {
+	maphash.Hash
+	on map[visit]bool // pointers being hashed, against cycles
+}
+
+type visit struct {
+	p uintptr
+	t reflect.Type
+}
+
+func (h *hasher) uint(n uint64) { maphash.WriteComparable(&h.Hash, n) }
+
+func (h *hasher) value(v reflect.Value) {
+	if !v.IsValid() {
+		h.uint(0)
+		return
+	}
+	h.uint(uint64(v.Kind()))
+	switch v.Kind() {
+	case reflect.Bool:
+		maphash.WriteComparable(&h.Hash, v.Bool())
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		h.uint(uint64(v.Int()))
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+		h.uint(v.Uint())
+	case reflect.Float32, reflect.Float64:
+		h.uint(math.Float64bits(v.Float()))
+	case reflect.Complex64, reflect.Complex128:
+		h.uint(math.Float64bits(real(v.Complex())))
+		h.uint(math.Float64bits(imag(v.Complex())))
+	case reflect.String:
+		h.uint(uint64(v.Len()))
+		h.WriteString(v.String())
+	case reflect.Chan, reflect.Func, reflect.UnsafePointer:
+		h.uint(uint64(v.Pointer()))
+	case reflect.Interface:
+		h.value(v.Elem())
+	case reflect.Pointer:
+		h.pointer(v)
+	case reflect.Array, reflect.Slice:
+		h.list(v)
+	case reflect.Map:
+		h.mapping(v)
+	case reflect.Struct:
+		h.fields(v)
+	}
+}
+
+func (h *hasher) pointer(v reflect.Value) {
+	at := visit{v.Pointer(), v.Type()}
+	if v.IsNil() || h.on[at] || v.Type() == reflect.TypeFor[*time.Location]() { // a location fills its cache when it is used
+		h.uint(0)
+		return
+	}
+	h.on[at] = true
+	h.value(v.Elem())
+	delete(h.on, at)
+}
+
+func (h *hasher) list(v reflect.Value) {
+	h.uint(uint64(v.Len()))
+	if v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8 {
+		h.Write(v.Bytes())
+		return
+	}
+	for i := range v.Len() {
+		h.value(v.Index(i))
+	}
+}
+
+// mapping adds the hashes of the entries up, as they come in any order.
+func (h *hasher) mapping(v reflect.Value) {
+	var sum uint64
+	for it := v.MapRange(); it.Next(); {
+		e := hasher{on: h.on}
+		e.SetSeed(h.Seed())
+		e.value(it.Key())
+		e.value(it.Value())
+		sum += e.Sum64()
+	}
+	h.uint(uint64(v.Len()))
+	h.uint(sum)
+}
+
+// fields leaves out the unexported fields of protobuf messages: reading such a message fills them.
+func (h *hasher) fields(v reflect.Value) {
+	_, isProto := reflect.PointerTo(v.Type()).MethodByName("ProtoReflect")
+	for i := range v.NumField() {
+		if !isProto || v.Type().Field(i).IsExported() {
+			h.value(v.Field(i))
+		}
+	}
+}

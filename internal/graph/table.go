@@ -1,0 +1,228 @@
+package graph
+
+import (
+	"fmt"
+	"hash/maphash"
+	"reflect"
+)
+
+// Row is one row of a table.
+type Row[K comparable, V any] struct {
+	Key K
+	Val V
+}
+
+// Change is what one round did to one key. Had and Has tell whether the row was there before and is there now.
+type Change[K comparable, V any] struct {
+	Key      K
+	Old, New V
+	Had, Has bool
+}
+
+// Table is a set of rows that others can read.
+type Table[K comparable, V any] struct {
+	meter
+	equal   func(a, b V) bool
+	tip     trie[K, V] // rows as of the round under way; owned by the graph
+	changes []Change[K, V]
+	readers readers[K]
+	hashes  map[K]uint64 // of the values, if the graph is strict
+}
+
+func (t *Table[K, V]) init(equal func(a, b V) bool) {
+	if equal == nil {
+		equal = func(a, b V) bool { return reflect.DeepEqual(a, b) }
+	}
+	t.equal = equal
+	seed := maphash.MakeSeed()
+	t.tip.hash = func(k K) uint64 { return maphash.Comparable(seed, k) }
+}
+
+// Lookup returns the row k of the latest published revision. A later call never sees an older revision, of this table or
+// of another. Safe for concurrent use; never waits for a round.
+func (t *Table[K, V]) Lookup(k K) (V, bool) {
+	if row := (trie[K, V]{top: t.published(), hash: t.tip.hash}).get(k); row != nil {
+		return row.Val, true
+	}
+	var none V
+	return none, false
+}
+
+// All returns the rows of the latest published revision, in no particular order. Safe for concurrent use; never waits for a round.
+func (t *Table[K, V]) All() []Row[K, V] {
+	var rows []Row[K, V]
+	t.published().each(func(row *Row[K, V]) { rows = append(rows, *row) })
+	return rows
+}
+
+// Changed returns what the round just published changed, one Change a key, in no particular order. Valid inside OnPublish only.
+func (t *Table[K, V]) Changed() []Change[K, V] { return t.changes }
+
+func (t *Table[K, V]) published() *branch[K, V] {
+	v := t.graph.view.Load()
+	if t.pos >= len(v.tops) {
+		return nil
+	}
+	top, _ := v.tops[t.pos].(*branch[K, V])
+	return top
+}
+
+func (t *Table[K, V]) current(k K) (v V, ok bool) {
+	if row := t.tip.get(k); row != nil {
+		return row.Val, true
+	}
+	return v, false
+}
+
+// set makes row the row of k, or removes it if row is nil. It is called at most once a round for a key.
+func (t *Table[K, V]) set(rev Rev, k K, row *Row[K, V]) {
+	old := t.tip.get(k)
+	c := Change[K, V]{Key: k}
+	if old != nil {
+		c.Old, c.Had = old.Val, true
+	}
+	if row != nil {
+		c.New, c.Has = row.Val, true
+	}
+	switch {
+	case !c.Had && !c.Has, row == old, c.Had && c.Has && t.equal(c.Old, c.New):
+		return
+	case c.Has:
+		t.tip.put(rev, row)
+	default:
+		t.tip.delete(rev, k)
+	}
+	t.changes = append(t.changes, c)
+}
+
+// finish tells the readers of what has changed.
+func (t *Table[K, V]) finish() bool {
+	for _, c := range t.changes {
+		t.readers.touch(c.Key)
+	}
+	t.rows.Store(int64(t.tip.n))
+	return len(t.changes) > 0
+}
+
+func (t *Table[K, V]) stats() *meter { return &t.meter }
+func (t *Table[K, V]) settle()       { t.changes = nil }
+func (t *Table[K, V]) top() any      { return t.tip.top }
+
+func (t *Table[K, V]) changed() []Change[K, V] { return t.changes }
+
+func (t *Table[K, V]) verify() {
+	if t.hashes == nil {
+		t.hashes = map[K]uint64{}
+	}
+	for _, c := range t.changes {
+		if delete(t.hashes, c.Key); c.Has {
+			t.hashes[c.Key] = deepHash(t.graph.seed, c.New)
+		}
+	}
+	t.tip.top.each(func(row *Row[K, V]) {
+		if deepHash(t.graph.seed, row.Val) != t.hashes[row.Key] {
+			panic(fmt.Sprintf("graph: table %q, key %v: the value was changed after the graph got it: %+v", t.name, row.Key, row.Val))
+		}
+	})
+}
+
+// Source is a table that is fed from outside the graph.
+type Source[K comparable, V any] struct {
+	*Table[K, V]
+
+	// Guarded by Graph.mu.
+	staged map[K]*Row[K, V] // nil: to be removed
+	sweeps []func(K) bool   // rows that these own and that are not in staged are to be removed
+
+	taken sourceInput[K, V] // what the round under way has taken from the above
+}
+
+type sourceInput[K comparable, V any] struct {
+	staged map[K]*Row[K, V]
+	sweeps []func(K) bool
+}
+
+// NewSource adds a source to g. The name is for logs and meters. Staging a value equal to the one that is there changes
+// nothing; equal nil means reflect.DeepEqual.
+func NewSource[K comparable, V any](g *Graph, name string, equal func(a, b V) bool) *Source[K, V] {
+	s := &Source[K, V]{Table: &Table[K, V]{}}
+	s.init(equal)
+	g.join(s, name)
+	return s
+}
+
+// Set stages a row; the last one staged before a round wins. Safe for concurrent use.
+func (s *Source[K, V]) Set(k K, v V) { s.stage(k, &Row[K, V]{k, v}) }
+
+// Delete stages the removal of a row, present or not. Safe for concurrent use.
+func (s *Source[K, V]) Delete(k K) { s.stage(k, nil) }
+
+func (s *Source[K, V]) stage(k K, row *Row[K, V]) {
+	s.graph.mu.Lock()
+	defer s.graph.mu.Unlock()
+	s.stageLocked(k, row)
+	s.graph.stagedLocked()
+}
+
+func (s *Source[K, V]) stageLocked(k K, row *Row[K, V]) {
+	if s.staged == nil {
+		s.staged = map[K]*Row[K, V]{}
+	}
+	s.staged[k] = row
+}
+
+// Replace stages rows as all that there is of the keys that owned tells: other rows of these are removed, staged ones too.
+// owned nil means every key. owned must be pure; it is called under a lock and again in the round. Safe for concurrent use.
+func (s *Source[K, V]) Replace(rows []Row[K, V], owned func(K) bool) {
+	if owned == nil {
+		owned = func(K) bool { return true }
+	}
+	s.graph.mu.Lock()
+	defer s.graph.mu.Unlock()
+	for k := range s.staged {
+		if owned(k) {
+			s.staged[k] = nil
+		}
+	}
+	for _, row := range rows {
+		s.stageLocked(row.Key, &row)
+	}
+	s.sweeps = append(s.sweeps, owned)
+	s.graph.stagedLocked()
+}
+
+func (s *Source[K, V]) takeLocked() {
+	s.taken = sourceInput[K, V]{s.staged, s.sweeps}
+	s.staged, s.sweeps = nil, nil
+}
+
+func (s *Source[K, V]) step(rev Rev) bool {
+	var at K
+	defer blame(s.name, &at)
+	in := s.taken
+	s.taken = sourceInput[K, V]{}
+	var swept []K
+	if len(in.sweeps) > 0 {
+		s.tip.top.each(func(row *Row[K, V]) {
+			at = row.Key
+			if _, ok := in.staged[at]; ok {
+				return
+			}
+			for _, owned := range in.sweeps {
+				if owned(at) {
+					swept = append(swept, at)
+					return
+				}
+			}
+		})
+	}
+	for _, at = range swept {
+		s.set(rev, at, nil)
+	}
+	var row *Row[K, V]
+	for at, row = range in.staged {
+		s.set(rev, at, row)
+	}
+	s.evaluated.Add(uint64(len(s.changes)))
+	return s.finish()
+}
