@@ -1,0 +1,315 @@
+package mesh
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Reasons of the findings of Members. All but SystemNamespaceNotSelected refuse something.
+const (
+	ReasonInvalidSelector            = "InvalidSelector"
+	ReasonSystemNamespaceTaken       = "SystemNamespaceTaken"
+	ReasonSelectorTaken              = "SelectorTaken"
+	ReasonSelectsEverything          = "SelectsEverything"
+	ReasonNamespaceTaken             = "NamespaceTaken"
+	ReasonSystemNamespaceNotSelected = "SystemNamespaceNotSelected"
+)
+
+// Namespace is a namespace that meshes may select.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+	Holder ID // the mesh that it belongs to now, which keeps it as long as it selects it; empty if none
+}
+
+// Mesh is what one Istio object claims.
+type Mesh struct {
+	ID        ID
+	System    string     // its system namespace
+	Selectors []Selector // any of them selects; none selects every namespace
+	Created   time.Time  // decides who claimed first; zero means not created yet, after all others
+}
+
+// Member says that a namespace belongs to a mesh.
+type Member struct {
+	Namespace string
+	Mesh      ID
+}
+
+// Operator is how a Requirement compares a label.
+type Operator string
+
+// The operators of Kubernetes' label selectors.
+const (
+	In           Operator = "In"
+	NotIn        Operator = "NotIn"
+	Exists       Operator = "Exists"
+	DoesNotExist Operator = "DoesNotExist"
+)
+
+// Requirement is a condition on one label. As in Kubernetes, NotIn also holds where the label is absent.
+type Requirement struct {
+	Key    string
+	Op     Operator
+	Values []string // of In and NotIn only
+}
+
+// Selector holds where all of its requirements hold.
+type Selector []Requirement
+
+// Matches reports whether the labels satisfy every requirement; an empty selector matches all.
+func (s Selector) Matches(labels map[string]string) bool {
+	for _, r := range s {
+		v, ok := labels[r.Key]
+		switch r.Op {
+		case In:
+			ok = ok && slices.Contains(r.Values, v)
+		case NotIn:
+			ok = !ok || !slices.Contains(r.Values, v)
+		case Exists:
+		case DoesNotExist:
+			ok = !ok
+		default:
+			ok = false
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// String writes the selector in its normal form: requirements and values sorted and once, "key In a,b;key2 Exists".
+// Equal selectors have equal strings. Source: the parameter of the policy heddle-mesh-selectors is made of such lines.
+func (s Selector) String() string {
+	var out []string
+	for _, r := range s {
+		text := r.Key + " " + string(r.Op)
+		if len(r.Values) > 0 {
+			values := slices.Clone(r.Values)
+			slices.Sort(values)
+			text += " " + strings.Join(slices.Compact(values), ",")
+		}
+		out = append(out, text)
+	}
+	slices.Sort(out)
+	return strings.Join(slices.Compact(out), ";")
+}
+
+var (
+	labelName   = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+	labelPrefix = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
+)
+
+// Validate names every fault that Kubernetes would find.
+func (s Selector) Validate() error {
+	var faults []error
+	for _, r := range s {
+		prefix, name, prefixed := strings.Cut(r.Key, "/")
+		if !prefixed {
+			prefix, name = "x", r.Key
+		}
+		if !labelPrefix.MatchString(prefix) || !labelName.MatchString(name) {
+			faults = append(faults, fmt.Errorf("%q is not a label key", r.Key))
+		}
+		switch r.Op {
+		case In, NotIn:
+			if len(r.Values) == 0 {
+				faults = append(faults, fmt.Errorf("label %q: %s needs values", r.Key, r.Op))
+			}
+		case Exists, DoesNotExist:
+			if len(r.Values) > 0 {
+				faults = append(faults, fmt.Errorf("label %q: %s takes no values", r.Key, r.Op))
+			}
+		default:
+			faults = append(faults, fmt.Errorf("label %q: operator %q is none of In, NotIn, Exists, DoesNotExist", r.Key, r.Op))
+		}
+		for _, v := range r.Values {
+			if v != "" && !labelName.MatchString(v) {
+				faults = append(faults, fmt.Errorf("label %q: %q is not a label value", r.Key, v))
+			}
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Overlaps reports whether some set of labels could satisfy both selectors.
+func (s Selector) Overlaps(o Selector) bool {
+	all := append(slices.Clone(s), o...)
+	for _, r := range all {
+		switch r.Op {
+		case DoesNotExist:
+			if slices.ContainsFunc(all, func(q Requirement) bool { return q.Key == r.Key && (q.Op == In || q.Op == Exists) }) {
+				return false
+			}
+		case In:
+			if !slices.ContainsFunc(r.Values, func(v string) bool { return all.allows(r.Key, v) }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// allows reports whether key=value breaks no requirement on that key.
+func (s Selector) allows(key, value string) bool {
+	return !slices.ContainsFunc(s, func(r Requirement) bool {
+		return r.Key == key && !Selector{r}.Matches(map[string]string{key: value})
+	})
+}
+
+// Everything reports whether the mesh selects every namespace.
+func (m Mesh) Everything() bool {
+	return len(m.Selectors) == 0 || slices.ContainsFunc(m.Selectors, func(s Selector) bool { return len(s) == 0 })
+}
+
+// Selects reports whether one of the mesh's selectors matches.
+func (m Mesh) Selects(labels map[string]string) bool {
+	return m.Everything() || slices.ContainsFunc(m.Selectors, func(s Selector) bool { return s.Matches(labels) })
+}
+
+func (m Mesh) ref() Ref { return Ref{Kind: "Istio", Name: string(m.ID)} }
+
+func (m Mesh) validate() error {
+	var faults []error
+	for _, s := range m.Selectors {
+		faults = append(faults, s.Validate())
+	}
+	return errors.Join(faults...)
+}
+
+// Members says which mesh each namespace belongs to, sorted by namespace; the findings are sorted by mesh, then as met.
+//
+// A namespace belongs to one mesh: to its holder while that still selects it, else to the oldest mesh that does. A mesh
+// that cannot live beside an older one (same system namespace, same selector, no selectors) gets nothing new, but keeps
+// what it holds and still selects: nobody's edit takes away another's members. The system namespace is not implied.
+func Members(namespaces []Namespace, meshes []Mesh) ([]Member, []Finding) {
+	meshes = slices.SortedFunc(slices.Values(meshes), older)
+	faults := map[ID]Finding{}
+	var accepted []Mesh
+	var findings []Finding
+	for _, m := range meshes {
+		if f, bad := refused(m, accepted); bad {
+			faults[m.ID] = f
+			findings = append(findings, f)
+		} else {
+			accepted = append(accepted, m)
+		}
+	}
+	var members []Member
+	owner := map[string]ID{}
+	for _, ns := range namespaces {
+		var winner ID
+		for _, m := range meshes {
+			fault, bad := faults[m.ID]
+			switch {
+			case ns.Holder == m.ID && (fault.Reason == ReasonInvalidSelector || m.Selects(ns.Labels)):
+				winner = m.ID
+			case winner == "" && !bad && m.Selects(ns.Labels):
+				winner = m.ID
+			}
+		}
+		if winner == "" {
+			continue
+		}
+		owner[ns.Name] = winner
+		members = append(members, Member{Namespace: ns.Name, Mesh: winner})
+		for _, m := range accepted {
+			if m.ID != winner && m.Selects(ns.Labels) {
+				findings = append(findings, Finding{About: m.ref(), Reason: ReasonNamespaceTaken, Message: fmt.Sprintf(
+					"namespace %s matches the selectors of mesh %s and of mesh %s, to which it belongs; a namespace belongs to one mesh: change its labels or a selector",
+					ns.Name, m.ID, winner)})
+			}
+		}
+	}
+	known := map[string]bool{}
+	for _, ns := range namespaces {
+		known[ns.Name] = true
+	}
+	for _, m := range accepted {
+		if known[m.System] && owner[m.System] != m.ID {
+			findings = append(findings, Finding{About: m.ref(), Reason: ReasonSystemNamespaceNotSelected, Message: fmt.Sprintf(
+				"system namespace %s is no member of its own mesh %s, so that mesh-wide policies in it have no effect; give it the labels of a discovery selector",
+				m.System, m.ID)})
+		}
+	}
+	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.Namespace, b.Namespace) })
+	slices.SortStableFunc(findings, func(a, b Finding) int { return a.About.Compare(b.About) })
+	return members, findings
+}
+
+// older orders meshes by claim.
+func older(a, b Mesh) int {
+	switch {
+	case a.Created.IsZero() != b.Created.IsZero():
+		if a.Created.IsZero() {
+			return 1
+		}
+		return -1
+	case !a.Created.Equal(b.Created):
+		return a.Created.Compare(b.Created)
+	}
+	return cmp.Compare(a.ID, b.ID)
+}
+
+// refused reports why m cannot live beside the meshes accepted before it.
+func refused(m Mesh, accepted []Mesh) (Finding, bool) {
+	if err := m.validate(); err != nil {
+		return Finding{About: m.ref(), Reason: ReasonInvalidSelector, Message: fmt.Sprintf(
+			"meshConfig.discoverySelectors of mesh %s: %s", m.ID, strings.ReplaceAll(err.Error(), "\n", "; "))}, true
+	}
+	taken := map[string]ID{}
+	for _, a := range accepted {
+		for _, s := range a.Selectors {
+			taken[s.String()] = a.ID
+		}
+	}
+	for _, a := range accepted {
+		switch {
+		case a.System == m.System:
+			return Finding{About: m.ref(), Reason: ReasonSystemNamespaceTaken, Message: fmt.Sprintf(
+				"mesh %s has the same system namespace as mesh %s (%s); give it one of its own", m.ID, a.ID, m.System)}, true
+		case a.Everything():
+			return Finding{About: m.ref(), Reason: ReasonSelectsEverything, Message: fmt.Sprintf(
+				"mesh %s (system namespace %s) has no discovery selectors and serves every namespace, so mesh %s can have none; give mesh %s selectors first",
+				a.ID, a.System, m.ID, a.ID)}, true
+		case m.Everything():
+			return Finding{About: m.ref(), Reason: ReasonSelectsEverything, Message: fmt.Sprintf(
+				"mesh %s has no discovery selectors and would serve every namespace, also those of mesh %s (system namespace %s); set spec.values.meshConfig.discoverySelectors",
+				m.ID, a.ID, a.System)}, true
+		}
+	}
+	for _, s := range m.Selectors {
+		if other, ok := taken[s.String()]; ok {
+			return Finding{About: m.ref(), Reason: ReasonSelectorTaken, Message: fmt.Sprintf(
+				"mesh %s has the same selector as mesh %s (%s); a namespace belongs to one mesh", m.ID, other, s)}, true
+		}
+	}
+	return Finding{}, false
+}
+
+// Overlapping names the pairs of meshes of which two selectors could match one namespace, though none may do so yet.
+// It returns "selector of mesh X and selector of mesh Y" texts, sorted.
+func Overlapping(meshes []Mesh) []string {
+	texts := map[string]bool{}
+	for i, a := range meshes {
+		for _, b := range meshes[:i] {
+			for _, s := range a.Selectors {
+				for _, o := range b.Selectors {
+					if s.Overlaps(o) {
+						x := []string{fmt.Sprintf("%q of mesh %s", s, a.ID), fmt.Sprintf("%q of mesh %s", o, b.ID)}
+						slices.Sort(x)
+						texts[strings.Join(x, " and ")] = true
+					}
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(texts))
+}
