@@ -79,8 +79,8 @@ const (
 	lastRetry  = 10 * time.Second // the pace of recovery after an outage of the CA
 )
 
-// Rotation keeps a credential fresh: had at the start, renewed at half of its life less a random tenth, so that pods
-// that began together do not ask together; kept until its end when renewal is impossible.
+// Rotation keeps a credential fresh: had at the start, renewed when 40 to 50 % of its life is over, at random, so that
+// pods that began together do not ask together; kept until its end when renewal is impossible.
 type Rotation struct {
 	obtain func(context.Context) (Credential, error)
 	log    *slog.Logger
@@ -107,12 +107,12 @@ func (r *Rotation) Run(ctx context.Context) {
 	retry := firstRetry
 	for {
 		c, err := r.obtain(ctx)
-		wait := retry
+		wait := retry/2 + mathrand.N(retry/2)
 		if err == nil {
 			r.set(c)
 			retry = firstRetry
 			half := time.Until(c.NotAfter) / 2
-			wait = max(half-time.Duration(mathrand.Float64()*float64(half)/5), firstRetry)
+			wait = max(half-time.Duration(mathrand.Float64()*float64(half)/5), firstRetry) // a clock far off must not make a storm
 		} else if ctx.Err() == nil {
 			r.log.LogAttrs(ctx, slog.LevelWarn, "certificate not obtained", slog.Any("err", err), slog.Duration("retry", wait))
 			retry = min(2*retry, lastRetry)

@@ -1,0 +1,116 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	securityv1 "istio.io/api/security/v1alpha1"
+)
+
+// local is a CA client that signs in place, with the present time of its bubble.
+type local struct {
+	authority *Authority
+	asked     *securityv1.IstioCertificateRequest
+}
+
+func (l *local) CreateCertificate(_ context.Context, in *securityv1.IstioCertificateRequest, _ ...grpc.CallOption) (*securityv1.IstioCertificateResponse, error) {
+	l.asked = in
+	chain, err := l.authority.Sign([]byte(in.Csr), web, time.Duration(in.ValidityDuration)*time.Second, time.Now())
+	return &securityv1.IstioCertificateResponse{CertChain: chain}, err
+}
+
+func TestRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := &local{authority: newRoot(t, time.Now())}
+		down, asked := true, 0
+		r := NewRotation(func(ctx context.Context) (Credential, error) {
+			asked++
+			if down {
+				return Credential{}, errors.New("down")
+			}
+			return Obtain(ctx, ca, 2*time.Minute)
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { r.Run(ctx); close(done) }()
+
+		time.Sleep(time.Second) // a bubble's time
+		_, ok, changed := r.Current()
+		if ok || asked < 3 {
+			t.Fatalf("credential without a CA: %v, asked %d times", ok, asked)
+		}
+		down = false
+		<-changed
+		first, _, changed := r.Current()
+		if got := ca.asked.ValidityDuration; got != 120 {
+			t.Errorf("asked for %d seconds", got)
+		}
+		start := time.Now()
+		<-changed
+		if age := time.Since(start); age < 47*time.Second || age > 61*time.Second {
+			t.Errorf("renewed after %s of 2 m", age)
+		}
+		second, _, changed := r.Current()
+		if bytes.Equal(first.Key, second.Key) {
+			t.Error("renewed with the old key")
+		}
+
+		down = true
+		time.Sleep(90 * time.Second)
+		if c, ok, _ := r.Current(); !ok || !bytes.Equal(c.Chain, second.Chain) {
+			t.Error("the old credential is not kept while the CA is away")
+		}
+		down = false
+		start = time.Now()
+		<-changed
+		if wait := time.Since(start); wait > lastRetry {
+			t.Errorf("recovered after %s", wait)
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestCredentialHidesItsKey(t *testing.T) {
+	c, err := Obtain(t.Context(), &local{authority: newRoot(t, time.Now())}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	slog.New(slog.NewTextHandler(&log, nil)).Info("have", slog.Any("credential", c))
+	if !strings.Contains(log.String(), "notAfter") || strings.Contains(log.String(), "PRIVATE") {
+		t.Errorf("logged %s", log.String())
+	}
+}
+
+// answer is a CA that answers what it is told.
+type answer []string
+
+func (a answer) CreateCertificate(context.Context, *securityv1.IstioCertificateRequest, ...grpc.CallOption) (*securityv1.IstioCertificateResponse, error) {
+	return &securityv1.IstioCertificateResponse{CertChain: a}, nil
+}
+
+func TestObtainChecksTheAnswer(t *testing.T) {
+	a := newRoot(t, time.Now())
+	foreign, err := a.Sign(request(t, &x509.CertificateRequest{}), web, 0, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, ca := range map[string]answer{
+		"without its root": foreign[:1],
+		"cannot be read":   {"x", "y"},
+		"another key":      foreign,
+	} {
+		if _, err := Obtain(t.Context(), ca, 0); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error is %v, want %q", err, want)
+		}
+	}
+}
