@@ -215,12 +215,36 @@ func merge[T any](base, over *T) (*T, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o, err = withoutNulls(o); err != nil {
+		return nil, err
+	}
 	out := new(T)
 	j, err := strategicpatch.StrategicMergePatch(b, o, out)
 	if err != nil {
 		return nil, err
 	}
 	return out, json.Unmarshal(j, out)
+}
+
+// withoutNulls drops what the Go types write for fields that are not set: to a strategic merge, null means delete.
+func withoutNulls(j []byte) ([]byte, error) {
+	var v any
+	if err := json.Unmarshal(j, &v); err != nil {
+		return nil, err
+	}
+	var strip func(any)
+	strip = func(v any) {
+		switch x := v.(type) {
+		case map[string]any:
+			maps.DeleteFunc(x, func(_ string, v any) bool { strip(v); return v == nil })
+		case []any:
+			for _, e := range x {
+				strip(e)
+			}
+		}
+	}
+	strip(v)
+	return json.Marshal(v)
 }
 
 // order puts istio-init and a native istio-proxy before the application's init containers, whose traffic they carry. As an

@@ -110,8 +110,11 @@ func (p *Params) service() string {
 	return "istiod-" + p.Revision + "." + p.Namespace + ".svc"
 }
 
-// audience is whom the pod's token is for.
-func (p *Params) audience() string {
+// MeshConfig returns the mesh configuration as its ConfigMap says it, without Istio's defaults. The caller must not change it.
+func (p *Params) MeshConfig() *meshconfig.MeshConfig { return p.mesh }
+
+// Audience returns whom the token of an injected pod is for: the mesh, unless values.global.sds.token.aud says otherwise.
+func (p *Params) Audience() string {
 	if a := p.str("global", "sds", "token", "aud"); a != "" {
 		return a
 	}

@@ -79,7 +79,7 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 		InboundTrafficPolicyMode: p.mesh.GetInboundTrafficPolicy().GetMode().String(),
 		CompliancePolicy:         p.str("pilot", "env", "COMPLIANCE_POLICY"),
 		NativeSidecars:           !strings.EqualFold(fmt.Sprint(lookup(p.values, "pilot", "env", "ENABLE_NATIVE_SIDECARS")), "false"),
-		Audience:                 p.audience(), CAAddress: p.str("global", "caAddress"),
+		Audience:                 p.Audience(), CAAddress: p.str("global", "caAddress"),
 		Cluster: first(env["ISTIO_META_CLUSTER_ID"], p.str("global", "multiCluster", "clusterName"), "Kubernetes"),
 		Network: first(pod.Labels[networkLabel], env["ISTIO_META_NETWORK"], p.str("global", "network")),
 		MeshID:  first(c.GetMeshId(), p.str("global", "meshID"), p.mesh.GetTrustDomain(), "cluster.local"),
