@@ -1,7 +1,6 @@
 package graph
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -49,7 +48,7 @@ func derive[PK comparable, PV any, K comparable, V any](g *Graph, name string, f
 ) *Table[K, V] {
 	d := &derived[PK, PV, K, V]{
 		Table: &Table[K, V]{}, from: from, f: f, prefer: o.Prefer, order: ordering[PK](name),
-		tasks: map[PK]*task[PK, K, V]{}, claims: map[K]*claims[PK, K, V]{},
+		tasks: map[PK]*task[PK, K, V]{}, claims: map[K][]claim[PK, K, V]{},
 	}
 	if d.prefer == nil {
 		d.prefer = func(V, V) bool { return false }
@@ -68,8 +67,8 @@ type derived[PK comparable, PV any, K comparable, V any] struct {
 	order  func(a, b PK) int
 
 	tasks   map[PK]*task[PK, K, V]
-	dirty   []*task[PK, K, V] // to evaluate in the next step, besides those whose row of from changed
-	claims  map[K]*claims[PK, K, V]
+	dirty   []*task[PK, K, V]       // to evaluate in the next step, besides those whose row of from changed
+	claims  map[K][]claim[PK, K, V] // in order of the inputs; nearly always one
 	workers []*worker[PK, PV, K, V]
 }
 
@@ -82,11 +81,11 @@ type task[PK comparable, K comparable, V any] struct {
 	deps  []dependency
 	outs  []*Row[K, V]
 
-	// Set by an evaluation for the step to take over.
-	newDeps []dependency
-	newOuts []*Row[K, V]
-	moved   bool // newDeps differ from deps
-	fault   error
+	// What the evaluation of this step changed, for the step to take over.
+	newDeps        []dependency
+	moved          bool // newDeps differ from deps
+	dropped, added []*Row[K, V]
+	fault          error
 }
 
 func (t *task[PK, K, V]) markDirty() {
@@ -96,12 +95,7 @@ func (t *task[PK, K, V]) markDirty() {
 	}
 }
 
-// claims are the outputs for one key, in order of the inputs that emitted them. Nearly always there is one.
-type claims[PK comparable, K comparable, V any] struct {
-	one  claim[PK, K, V]
-	more []claim[PK, K, V]
-}
-
+// claim is an output for a key.
 type claim[PK comparable, K comparable, V any] struct {
 	by  *task[PK, K, V]
 	row *Row[K, V]
@@ -110,23 +104,17 @@ type claim[PK comparable, K comparable, V any] struct {
 func (d *derived[PK, PV, K, V]) step(rev Rev) bool {
 	work, gone := d.due()
 	d.evaluate(work)
-	d.relink(slices.Clone(work), gone)
+	d.evaluated.Add(uint64(len(work)))
+	d.relink(work, gone)
 	touched := map[K]struct{}{}
-	for _, t := range gone {
-		d.claim(t, nil, touched)
-	}
-	for _, t := range work {
-		if !slices.Equal(t.outs, t.newOuts) {
-			d.claim(t, t.newOuts, touched)
-		}
-		t.newOuts = nil
+	for _, t := range append(work, gone...) {
+		d.claim(t, touched)
 	}
 	var at K
 	defer blame(d.name, &at)
 	for at = range touched {
 		d.set(rev, at, d.owner(at))
 	}
-	d.evaluated.Add(uint64(len(work)))
 	return d.finish()
 }
 
@@ -143,7 +131,7 @@ func (d *derived[PK, PV, K, V]) due() (work, gone []*task[PK, K, V]) {
 			t.markDirty()
 		case t != nil:
 			delete(d.tasks, c.Key)
-			t.gone = true
+			t.gone, t.dropped = true, t.outs
 			gone = append(gone, t)
 		}
 	}
@@ -158,13 +146,15 @@ func (d *derived[PK, PV, K, V]) due() (work, gone []*task[PK, K, V]) {
 // relink replaces what the tasks depend on. Adds come before removes: a remove may take away an entry that another task was
 // just given.
 func (d *derived[PK, PV, K, V]) relink(work, gone []*task[PK, K, V]) {
-	work = slices.DeleteFunc(work, func(t *task[PK, K, V]) bool { return !t.moved })
 	for _, t := range work {
-		for _, dep := range t.newDeps {
+		for _, dep := range t.newDeps { // none unless moved
 			dep.add(t)
 		}
 	}
 	for _, t := range append(work, gone...) {
+		if !t.moved && !t.gone {
+			continue
+		}
 		kept := make(map[dependency]bool, len(t.newDeps))
 		for _, dep := range t.newDeps {
 			kept[dep] = true
@@ -178,56 +168,28 @@ func (d *derived[PK, PV, K, V]) relink(work, gone []*task[PK, K, V]) {
 	}
 }
 
-// claim makes outs what t emits, and notes the keys whose owner may have changed.
-func (d *derived[PK, PV, K, V]) claim(t *task[PK, K, V], outs []*Row[K, V], touched map[K]struct{}) {
-	for _, row := range t.outs {
+// claim takes over what t no longer emits and what it emits anew, and notes the keys whose owner may have changed.
+func (d *derived[PK, PV, K, V]) claim(t *task[PK, K, V], touched map[K]struct{}) {
+	for _, row := range t.dropped {
 		touched[row.Key] = struct{}{}
-		if cs := d.claims[row.Key]; cs.drop(t) {
+		rest := slices.DeleteFunc(d.claims[row.Key], func(c claim[PK, K, V]) bool { return c.by == t })
+		if d.claims[row.Key] = rest; len(rest) == 0 {
 			delete(d.claims, row.Key)
 		}
 	}
-	for _, row := range outs {
+	for _, row := range t.added {
 		touched[row.Key] = struct{}{}
-		c := claim[PK, K, V]{t, row}
-		if cs := d.claims[row.Key]; cs != nil {
-			cs.insert(c, d.order)
-		} else {
-			d.claims[row.Key] = &claims[PK, K, V]{one: c}
-		}
+		cs := d.claims[row.Key]
+		i, _ := slices.BinarySearchFunc(cs, t.key, func(c claim[PK, K, V], k PK) int { return d.order(c.by.key, k) })
+		d.claims[row.Key] = slices.Insert(cs, i, claim[PK, K, V]{t, row})
 	}
-	t.outs = outs
-}
-
-// drop removes the claim of t, which is there, and reports whether none is left.
-func (cs *claims[PK, K, V]) drop(t *task[PK, K, V]) bool {
-	if cs.one.by != t {
-		cs.more = slices.DeleteFunc(cs.more, func(c claim[PK, K, V]) bool { return c.by == t })
-		return false
-	}
-	if len(cs.more) == 0 {
-		return true
-	}
-	cs.one, cs.more = cs.more[0], cs.more[1:]
-	return false
-}
-
-func (cs *claims[PK, K, V]) insert(c claim[PK, K, V], order func(a, b PK) int) {
-	if order(c.by.key, cs.one.by.key) < 0 {
-		cs.one, c = c, cs.one
-	}
-	i, _ := slices.BinarySearchFunc(cs.more, c.by.key, func(c claim[PK, K, V], k PK) int { return order(c.by.key, k) })
-	cs.more = slices.Insert(cs.more, i, c)
+	t.dropped, t.added = nil, nil
 }
 
 // owner returns the row that k has, nil if nobody emits it.
-func (d *derived[PK, PV, K, V]) owner(k K) *Row[K, V] {
-	cs := d.claims[k]
-	if cs == nil {
-		return nil
-	}
-	best := cs.one.row
-	for _, c := range cs.more {
-		if d.prefer(c.row.Val, best.Val) {
+func (d *derived[PK, PV, K, V]) owner(k K) (best *Row[K, V]) {
+	for _, c := range d.claims[k] {
+		if best == nil || d.prefer(c.row.Val, best.Val) {
 			best = c.row
 		}
 	}
@@ -240,26 +202,31 @@ func (d *derived[PK, PV, K, V]) evaluate(work []*task[PK, K, V]) {
 	for len(d.workers) < n {
 		d.workers = append(d.workers, newWorker(d))
 	}
-	if n == 1 {
-		for _, t := range work {
-			d.workers[0].run(t)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for _, w := range d.workers[:n] {
+		loop := func() {
+			for i := next.Add(1) - 1; i < int64(len(work)); i = next.Add(1) - 1 {
+				w.run(work[i])
+			}
 		}
-	} else {
-		var next atomic.Int64
-		var wg sync.WaitGroup
-		for _, w := range d.workers[:n] {
-			wg.Go(func() {
-				for i := next.Add(1) - 1; i < int64(len(work)); i = next.Add(1) - 1 {
-					w.run(work[i])
-				}
-			})
+		if n == 1 {
+			loop() // a single change is not worth a goroutine
+		} else {
+			wg.Go(loop)
 		}
-		wg.Wait()
 	}
+	wg.Wait()
 	for _, t := range work {
-		if t.fault != nil && d.graph.opts.Strict {
+		if t.fault == nil {
+			continue
+		}
+		if d.graph.opts.Strict {
 			panic(t.fault.Error())
 		}
+		d.panics.Add(1)
+		d.graph.opts.Log.Error("table's function panicked; the row keeps its last output",
+			slog.String("table", d.name), slog.Any("key", t.key), slog.Any("err", t.fault))
 		t.fault = nil
 	}
 }
@@ -291,16 +258,11 @@ func (w *worker[PK, PV, K, V]) add(k K, v V) {
 	}
 }
 
-// run evaluates t and leaves the result in it. Outputs equal to the last ones keep their row, so that the rest of the step
-// can compare pointers.
+// run evaluates t and notes what is new. An output equal to the last one keeps its row.
 func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
 	defer func() {
 		if p := recover(); p != nil {
 			t.fault = fmt.Errorf("graph: table %q, key %v: %v\n%s", w.d.name, t.key, p, debug.Stack())
-			w.d.panics.Add(1)
-			w.d.graph.opts.Log.Error("panic in a table's function; the row keeps its last output",
-				slog.String("table", w.d.name), slog.Any("key", t.key), slog.Any("err", errors.New(fmt.Sprint(p))), slog.String("stack", string(debug.Stack())))
-			t.newOuts = t.outs
 		}
 		if t.moved = !slices.Equal(t.deps, w.reader.deps); t.moved {
 			t.newDeps = slices.Clone(w.reader.deps)
@@ -312,25 +274,20 @@ func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
 	}()
 	v, _ := w.d.from.current(t.key)
 	w.d.f(&w.reader, t.key, v, w.emit)
-	t.newOuts = w.outs(t)
-}
-
-// outs returns what was emitted as rows: the old ones of t where they are equal.
-func (w *worker[PK, PV, K, V]) outs(t *task[PK, K, V]) []*Row[K, V] {
 	outs := make([]*Row[K, V], len(w.rows))
+	var dropped, added []*Row[K, V]
 	for _, old := range t.outs {
 		if i, ok := w.index[old.Key]; ok && w.d.equal(old.Val, w.rows[i].Val) {
 			outs[i] = old
+		} else {
+			dropped = append(dropped, old)
 		}
 	}
-	for i := range outs {
+	for i, row := range w.rows {
 		if outs[i] == nil {
-			row := w.rows[i]
 			outs[i] = &row
+			added = append(added, &row)
 		}
 	}
-	if slices.Equal(outs, t.outs) {
-		return t.outs
-	}
-	return outs
+	t.outs, t.dropped, t.added = outs, dropped, added
 }

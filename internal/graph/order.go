@@ -29,20 +29,15 @@ func comparer(t reflect.Type) func(a, b reflect.Value) int {
 		return func(a, b reflect.Value) int { return cmp.Compare(a.String(), b.String()) }
 	case reflect.Bool:
 		return func(a, b reflect.Value) int {
-			switch {
-			case a.Bool() == b.Bool():
+			if a.Bool() == b.Bool() {
 				return 0
-			case b.Bool():
-				return -1
 			}
-			return 1
+			return map[bool]int{false: -1, true: 1}[a.Bool()]
 		}
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		return func(a, b reflect.Value) int { return cmp.Compare(a.Int(), b.Int()) }
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return func(a, b reflect.Value) int { return cmp.Compare(a.Uint(), b.Uint()) }
-	case reflect.Float32, reflect.Float64:
-		return func(a, b reflect.Value) int { return cmp.Compare(a.Float(), b.Float()) }
 	case reflect.Array:
 		elem := comparer(t.Elem())
 		if elem == nil {

@@ -1,8 +1,8 @@
 package graph
 
 import (
+	"fmt"
 	"hash/maphash"
-	"math"
 	"reflect"
 	"time"
 )
@@ -25,31 +25,8 @@ type visit struct {
 	t reflect.Type
 }
 
-func (h *hasher) uint(n uint64) { maphash.WriteComparable(&h.Hash, n) }
-
 func (h *hasher) value(v reflect.Value) {
-	if !v.IsValid() {
-		h.uint(0)
-		return
-	}
-	h.uint(uint64(v.Kind()))
 	switch v.Kind() {
-	case reflect.Bool:
-		maphash.WriteComparable(&h.Hash, v.Bool())
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		h.uint(uint64(v.Int()))
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
-		h.uint(v.Uint())
-	case reflect.Float32, reflect.Float64:
-		h.uint(math.Float64bits(v.Float()))
-	case reflect.Complex64, reflect.Complex128:
-		h.uint(math.Float64bits(real(v.Complex())))
-		h.uint(math.Float64bits(imag(v.Complex())))
-	case reflect.String:
-		h.uint(uint64(v.Len()))
-		h.WriteString(v.String())
-	case reflect.Chan, reflect.Func, reflect.UnsafePointer:
-		h.uint(uint64(v.Pointer()))
 	case reflect.Interface:
 		h.value(v.Elem())
 	case reflect.Pointer:
@@ -60,13 +37,15 @@ func (h *hasher) value(v reflect.Value) {
 		h.mapping(v)
 	case reflect.Struct:
 		h.fields(v)
+	default: // nothing below it; fmt reads unexported fields too
+		fmt.Fprintf(h, "%q ", fmt.Sprint(v))
 	}
 }
 
 func (h *hasher) pointer(v reflect.Value) {
 	at := visit{v.Pointer(), v.Type()}
 	if v.IsNil() || h.on[at] || v.Type() == reflect.TypeFor[*time.Location]() { // a location fills its cache when it is used
-		h.uint(0)
+		fmt.Fprint(h, "nil ")
 		return
 	}
 	h.on[at] = true
@@ -75,7 +54,7 @@ func (h *hasher) pointer(v reflect.Value) {
 }
 
 func (h *hasher) list(v reflect.Value) {
-	h.uint(uint64(v.Len()))
+	fmt.Fprint(h, v.Len(), " ")
 	if v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8 {
 		h.Write(v.Bytes())
 		return
@@ -95,8 +74,7 @@ func (h *hasher) mapping(v reflect.Value) {
 		e.value(it.Value())
 		sum += e.Sum64()
 	}
-	h.uint(uint64(v.Len()))
-	h.uint(sum)
+	fmt.Fprint(h, v.Len(), sum, " ")
 }
 
 // fields leaves out the unexported fields of protobuf messages: reading such a message fills them.
