@@ -1,0 +1,253 @@
+package resolve
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// EntryKey is a cluster's name in an audience.
+type EntryKey struct {
+	Audience Audience
+	Name     string
+}
+
+// ClusterKey names a variant of a cluster, and of its assignment.
+type ClusterKey struct {
+	Service mesh.ServiceKey
+	Port    uint32
+	Subset  string
+	Client  string // the namespace whose clients see it so; empty: everybody's variant
+}
+
+// Name returns the name that every variant has.
+func (k ClusterKey) Name() string {
+	return fmt.Sprintf("outbound|%d|%s|%s", k.Port, k.Subset, k.Service.Host)
+}
+
+// Entries emits the clusters of a service under each audience that holds them.
+func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, ClusterKey)) {
+	for _, v := range views(r, t, s) {
+		for _, p := range s.Ports {
+			for _, subset := range append([]mesh.Subset{{}}, v.rule.Subsets...) {
+				k := ClusterKey{Service: s.Key, Port: p.Number, Subset: subset.Name, Client: v.client}
+				emit(EntryKey{Audience{s.Key.Mesh, v.client}, k.Name()}, k)
+			}
+		}
+	}
+}
+
+// Security is how connections of a cluster are secured.
+type Security uint8
+
+const (
+	Plain        Security = iota
+	AutoMutual            // mutual TLS of the mesh with endpoints that accept it, plain text with others
+	Mutual                // mutual TLS of the mesh
+	OutsideTrust          // TLS as said by a rule, for servers outside the mesh
+)
+
+// TLSSpec says how connections of a cluster are secured.
+type TLSSpec struct {
+	Security Security
+	SNI      string
+	Names    []string // subject alternative names, one of which the server must have; empty: any under the root
+	Files    mesh.ClientTLS
+}
+
+// ClusterSpec is all that a service's cluster depends on.
+type ClusterSpec struct {
+	Name     string
+	Service  mesh.ServiceKey
+	Label    string // the service's name in its namespace
+	Port     uint32
+	Subset   string
+	Protocol mesh.Protocol
+	Headless bool // the destination is the one that the client chose
+	TLS      TLSSpec
+	Rule     mesh.Ref // zero if none applies
+	Origin   string
+}
+
+// Cluster gathers the cluster of a key. It returns false if the port is gone.
+func Cluster(r *graph.Reader, t *Tables, k ClusterKey) (ClusterSpec, bool) {
+	s, port, ok := servicePort(r, t, k)
+	if !ok {
+		return ClusterSpec{}, false
+	}
+	c := config(r, t, k.Service.Mesh)
+	rule := ruleFor(matching(r, t, s.Key.Host), k.Client, s.Key.Namespace, c.RootNamespace)
+	origin := s.Ref.String()
+	if rule.Host != "" {
+		origin += ", " + rule.Ref.String()
+	}
+	return ClusterSpec{
+		Name: k.Name(), Service: k.Service, Label: s.Name, Port: k.Port, Subset: k.Subset, Protocol: port.Protocol,
+		Headless: s.Headless, TLS: tlsOf(r, t, c, s, k, rule.TLS(k.Port, k.Subset)), Rule: rule.Ref, Origin: origin,
+	}, true
+}
+
+func servicePort(r *graph.Reader, t *Tables, k ClusterKey) (mesh.Service, mesh.Port, bool) {
+	s, _ := graph.Get(r, t.Services, k.Service)
+	for _, p := range s.Ports {
+		if p.Number == k.Port {
+			return s, p, true
+		}
+	}
+	return s, mesh.Port{}, false
+}
+
+// tlsOf decides between what a rule says and what the mesh does by itself. A cluster that leaves the choice of the endpoint to
+// the client has no metadata to choose by: it uses mutual TLS if every endpoint of the service accepts it.
+func tlsOf(r *graph.Reader, t *Tables, c mesh.Config, s mesh.Service, k ClusterKey, said mesh.ClientTLS) TLSSpec {
+	out := TLSSpec{}
+	backends, _ := graph.Get(r, t.Backends, s.Key)
+	switch said.Mode {
+	case mesh.TLSUnset:
+		switch {
+		case !c.AutoMTLS:
+		case !s.Headless:
+			out.Security = AutoMutual
+		case backends.Mutual:
+			out.Security = Mutual
+		}
+	case mesh.TLSMesh:
+		out.Security = Mutual
+	case mesh.TLSSimple, mesh.TLSMutual:
+		return TLSSpec{Security: OutsideTrust, SNI: said.SNI, Names: said.Names, Files: said}
+	}
+	if out.Security == Plain {
+		return out
+	}
+	out.SNI = cmp.Or(said.SNI, fmt.Sprintf("outbound_.%d_.%s_.%s", k.Port, k.Subset, k.Service.Host))
+	if out.Names = said.Names; len(out.Names) == 0 {
+		out.Names = aliases(c.TrustDomains, slices.Concat(backends.Accounts, s.Accounts))
+	}
+	return out
+}
+
+// aliases expands identities of the mesh to all of its trust domains.
+func aliases(domains, ids []string) []string {
+	set := map[string]bool{}
+	for _, id := range ids {
+		set[id] = true
+		rest, own := strings.CutPrefix(id, "spiffe://"+domains[0]+"/")
+		if !own {
+			continue
+		}
+		for _, d := range domains[1:] {
+			set["spiffe://"+d+"/"+rest] = true
+		}
+	}
+	return sorted(set)
+}
+
+// Backends is what a service's configuration depends on of all its endpoints, ready or not. It is gathered apart so that an
+// endpoint's readiness concerns its assignment only.
+type Backends struct {
+	Accounts  []string // identities, as URIs, sorted
+	Addresses []string // sorted
+	Mutual    bool     // there are endpoints, and all accept mutual TLS of the mesh
+}
+
+// BackendsOf gathers the backends of a service from its endpoints.
+func BackendsOf(r *graph.Reader, t *Tables, id mesh.ID, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
+	root := config(r, t, id).RootNamespace
+	accounts, addresses := map[string]bool{}, map[string]bool{}
+	b := Backends{Mutual: true}
+	for _, row := range rows {
+		addresses[row.Key.Address] = true
+		w, known := behind(r, t, row.Val)
+		if known {
+			accounts[w.Identity.String()] = true
+		}
+		if !known || !mutual(r, t, root, w, row.Key.Target) {
+			b.Mutual = false
+		}
+	}
+	b.Accounts, b.Addresses = sorted(accounts), sorted(addresses)
+	return b
+}
+
+func mutual(r *graph.Reader, t *Tables, root string, w mesh.Workload, port uint32) bool {
+	return w.TLS && peering(r, t, root, w).At(port) != mesh.PeerDisable
+}
+
+// behind returns the workload that has an endpoint's address. What the endpoint says of its workload counts only if the
+// workload really has that address: slices are written by users.
+func behind(r *graph.Reader, t *Tables, e mesh.Endpoint) (mesh.Workload, bool) {
+	if e.Workload != (mesh.WorkloadKey{}) {
+		w, ok := graph.Get(r, t.Workloads, e.Workload)
+		return w, ok && slices.Contains(w.Addresses, e.Key.Address)
+	}
+	rows := graph.Find(r, t.ByAddress, e.Key.Address)
+	if len(rows) != 1 {
+		return mesh.Workload{}, false
+	}
+	return rows[0].Val, true
+}
+
+// AssignmentSpec is all that a service's assignment depends on.
+type AssignmentSpec struct {
+	Name       string
+	Localities []LocalitySpec // sorted
+	Origin     string
+}
+
+// LocalitySpec is the endpoints of one locality.
+type LocalitySpec struct {
+	Locality  mesh.Locality
+	Endpoints []EndpointSpec // sorted by address
+}
+
+// EndpointSpec is one endpoint that takes connections.
+type EndpointSpec struct {
+	Address  string
+	Port     uint32
+	Mutual   bool   // accepts mutual TLS of the mesh
+	Workload string // name;namespace;canonical name;canonical revision;cluster
+}
+
+// Assignment gathers the endpoints of a key that are ready. It returns false if the port is gone or clients choose the
+// endpoint themselves.
+func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool) {
+	s, port, ok := servicePort(r, t, k)
+	if !ok || s.Headless {
+		return AssignmentSpec{}, false
+	}
+	root := config(r, t, k.Service.Mesh).RootNamespace
+	rule := ruleFor(matching(r, t, s.Key.Host), k.Client, s.Key.Namespace, root)
+	var labels map[string]string
+	if i := slices.IndexFunc(rule.Subsets, func(s mesh.Subset) bool { return s.Name == k.Subset }); i >= 0 {
+		labels = rule.Subsets[i].Labels
+	}
+	forced := rule.TLS(k.Port, k.Subset).Mode == mesh.TLSMesh
+	at := map[mesh.Locality][]EndpointSpec{}
+	for _, row := range graph.Find(r, t.ByPort, mesh.ServicePort{Service: k.Service, Port: port.Name}) {
+		if !row.Val.Ready {
+			continue
+		}
+		spec := EndpointSpec{Address: row.Key.Address, Port: row.Key.Target, Mutual: forced}
+		locality := mesh.Locality{Zone: row.Val.Zone}
+		w, known := behind(r, t, row.Val)
+		if known {
+			locality = w.Locality
+			spec.Mutual = forced || mutual(r, t, root, w, row.Key.Target)
+			spec.Workload = strings.Join([]string{w.Owner, w.Key.Namespace, w.App, w.Revision, string(w.Key.Cluster)}, ";")
+		}
+		if !mesh.Selects(labels, w.Labels) {
+			continue
+		}
+		at[locality] = append(at[locality], spec)
+	}
+	out := AssignmentSpec{Name: k.Name(), Origin: s.Ref.String()}
+	for l, endpoints := range at {
+		out.Localities = append(out.Localities, LocalitySpec{l, endpoints})
+	}
+	slices.SortFunc(out.Localities, func(a, b LocalitySpec) int { return a.Locality.Compare(b.Locality) })
+	return out, true
+}

@@ -1,0 +1,84 @@
+// Package resolve decides which names each audience of a mesh holds, and gathers for each name everything that its message
+// depends on. What it returns are specs: plain values of which a renderer makes messages without looking anything up.
+package resolve
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Audience is a set of clients that are told the same: all of a mesh, or those of one of its namespaces.
+type Audience struct {
+	Mesh      mesh.ID
+	Namespace string // empty: all
+}
+
+// Scope is what translation may know of a client.
+type Scope struct {
+	Mesh      mesh.ID
+	Namespace string
+	Workload  mesh.WorkloadKey
+}
+
+// Holdings returns the layers that a client of the scope holds; of two resources with one name the later layer's counts.
+// What is particular to its workload is found by InboundKey.
+func Holdings(s Scope) []Audience {
+	return []Audience{{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Namespace}}
+}
+
+// Tables are what resolving reads.
+type Tables struct {
+	Config     *graph.Table[mesh.ID, mesh.Config]
+	Members    *graph.Table[string, mesh.Membership]
+	Services   *graph.Table[mesh.ServiceKey, mesh.Service]
+	Workloads  *graph.Table[mesh.WorkloadKey, mesh.Workload]
+	Endpoints  *graph.Table[mesh.EndpointKey, mesh.Endpoint]
+	Rules      *graph.Table[mesh.ObjectKey, mesh.Rule]
+	Policies   *graph.Table[mesh.ObjectKey, mesh.PeerPolicy]
+	Backends   *graph.Table[mesh.ServiceKey, Backends]
+	Clusters   *graph.Table[ClusterKey, ClusterSpec]
+	ByAlias    *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that are another name of a host
+	BySelector *graph.Index[SelectorKey, mesh.ServiceKey, mesh.Service]       // services that may select a workload
+	ByAddress  *graph.Index[string, mesh.WorkloadKey, mesh.Workload]          // workloads that own an address
+	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
+	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
+	ByHost     *graph.Index[string, mesh.ObjectKey, mesh.Rule]       // rules by their host as written
+	ByNS       *graph.Index[string, mesh.ObjectKey, mesh.PeerPolicy] // policies by namespace
+}
+
+// SelectorKey finds the services whose selector has a label as the first of its pairs, and by it the few that may select a
+// workload with that label.
+type SelectorKey struct{ Namespace, Label, Value string }
+
+func config(r *graph.Reader, t *Tables, id mesh.ID) mesh.Config {
+	c, _ := graph.Get(r, t.Config, id)
+	return c
+}
+
+// member reports whether a namespace may be an audience.
+func member(r *graph.Reader, t *Tables, namespace string) bool {
+	m, ok := graph.Get(r, t.Members, namespace)
+	return ok && m.Phase == mesh.Served
+}
+
+// sum hashes a value for a key that stands for content; specs hold nothing that JSON leaves out.
+func sum(v any) [sha256.Size]byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // specs are plain values
+	}
+	return sha256.Sum256(b)
+}
+
+func sorted(set map[string]bool) []string {
+	out := make([]string, 0, len(set))
+	for s := range set {
+		out = append(out, s)
+	}
+	slices.Sort(out)
+	return out
+}
