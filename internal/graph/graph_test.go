@@ -387,6 +387,7 @@ func TestRoundTiming(t *testing.T) {
 		expect := func(name string, want ...string) {
 			t.Helper()
 			time.Sleep(time.Second) // of the bubble's clock
+			synctest.Wait()
 			if !slices.Equal(rounds, want) {
 				t.Errorf("%s: rounds (when:changes) %v, want %v", name, rounds, want)
 			}
