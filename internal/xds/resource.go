@@ -1,36 +1,39 @@
 // Package xds brings every client to the (name → version) it should hold. It serves delta and state-of-the-world
-// discovery from one state machine, and knows bytes, groups and acknowledgements, but no resource type: types come in a table of TypeRule.
-// The package has a client and a relay of the same protocol as well.
+// discovery from one state machine, and knows bytes, groups and acknowledgements, but no resource type: types come in a
+// table of TypeRule. A client and a relay of the same protocol live here too.
 package xds
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"hash"
+	"slices"
 	"sync/atomic"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Resource is a sealed message: its bytes are shared by every client and never change. The zero Resource is not valid.
+// Resource is a sealed message: its bytes are shared by all clients and never change. Only Seal and Compose make one.
 type Resource struct {
 	Name    string
 	Version string // of the content: equal bytes, equal version
-	Origin  string // what it was made from, for whom a client rejects it
+	Origin  string // what it was made from, to be named when a client rejects it
 
-	typeURL string
-	// head and tail are a delta response's `resources` entry. Its last field, number 2 as well, is at the same time the
-	// state-of-the-world response's entry: head[sotw:] and tail.
-	head []byte
-	sotw int
-	tail []*sealed
-	own  *sealed // what Seal or Compose marshalled for this resource itself
+	*body
 }
 
-// Fragment is a part of a composite that is marshalled once for all composites that hold it: a virtual host, a filter chain.
+type body struct {
+	typeURL string
+	parts   []*sealed // concatenated they are the message
+	// A `resources` entry of a response, in both forms: the last field of the delta entry has number 2, as the
+	// state-of-the-world entry has, so the latter is the former's end.
+	delta, sotw mem.BufferSlice
+}
+
+// Fragment is a part of a composite, marshalled once for all composites that hold it: a virtual host, a filter chain.
 type Fragment struct{ *sealed }
 
 type sealed struct {
@@ -39,83 +42,96 @@ type sealed struct {
 	counted atomic.Bool // in Stats.Marshalled
 }
 
-// Size returns the bytes that the resource takes in a delta response.
-func (r Resource) Size() int {
-	n := len(r.head)
-	for _, f := range r.tail {
-		n += len(f.bytes)
-	}
-	return n
-}
-
 // Seal makes m a resource. Origin may be empty.
 func Seal(typeURL, name, origin string, m proto.Message) (Resource, error) {
 	return Compose(typeURL, name, origin, m, nil)
 }
 
-// NewFragment seals m as an entry of the repeated field of its composite.
+// NewFragment seals m as one entry of a repeated field of its composites.
 func NewFragment(field protowire.Number, m proto.Message) (Fragment, error) {
-	s, err := marshal(protowire.AppendTag(nil, field, protowire.BytesType), m)
+	s, err := marshal(m, field)
 	return Fragment{s}, err
 }
 
-// Compose makes one resource of the header, which holds all but the fragments, and the fragments in their order.
+// Compose makes one resource of a header, which holds all but the fragments, and the fragments in their order.
+// Its version is of the parts' hashes.
 func Compose(typeURL, name, origin string, header proto.Message, fragments []Fragment) (Resource, error) {
-	own, err := marshal(nil, header)
+	own, err := marshal(header, 0)
 	if err != nil {
-		return Resource{}, fmt.Errorf("seal %s %s: %w", typeURL, name, err)
+		return Resource{}, fmt.Errorf("seal %s %q: %w", typeURL, name, err)
 	}
-	r := Resource{Name: name, Origin: origin, typeURL: typeURL, own: own}
-	sum, size := sha256.New(), len(own.bytes)
-	sum.Write(own.hash[:])
-	for _, f := range fragments {
-		sum.Write(f.hash[:])
-		size += len(f.bytes)
-		r.tail = append(r.tail, f.sealed)
+	b := &body{typeURL: typeURL, parts: []*sealed{own}}
+	hash := own.hash
+	if len(fragments) > 0 {
+		sum := sha256.New()
+		sum.Write(own.hash[:])
+		for _, f := range fragments {
+			b.parts = append(b.parts, f.sealed)
+			sum.Write(f.hash[:])
+		}
+		hash = [sha256.Size]byte(sum.Sum(nil))
 	}
-	r.Version = version(sum)
-	r.frame(size)
+	r := Resource{Name: name, Version: hex.EncodeToString(hash[:16]), Origin: origin, body: b}
+	b.frame(r.Name, r.Version)
 	return r, nil
 }
 
-// marshal is the one place where a resource becomes bytes. With a tag the result is a length-delimited field.
-func marshal(tag []byte, m proto.Message) (*sealed, error) {
-	o := proto.MarshalOptions{Deterministic: true} // the version is a hash of the bytes
-	b, err := o.Marshal(m)
+// marshal is the one place where resources become bytes; field is 0 for a whole message.
+func marshal(m proto.Message, field protowire.Number) (*sealed, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m) // a version is a hash of the bytes
 	if err != nil {
 		return nil, err
 	}
-	if tag != nil {
-		b = append(protowire.AppendVarint(tag, uint64(len(b))), b...)
+	if field != 0 {
+		b = append(appendOpen(nil, field, len(b)), b...)
 	}
 	return &sealed{bytes: b, hash: sha256.Sum256(b)}, nil
 }
 
-// version is the first 128 bits of the hash.
-func version(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)[:16]) }
+// frame lays out Resource{version 1, name 3, resource 2: Any{type_url 1, value 2: parts}} around the parts.
+func (b *body) frame(name, version string) {
+	size := 0
+	for _, p := range b.parts {
+		size += len(p.bytes)
+	}
+	value := appendOpen(appendString(nil, 1, b.typeURL), 2, size)
+	entry := append(appendOpen(nil, 2, len(value)+size), value...)
+	meta := appendString(appendString(nil, 1, version), 3, name)
 
-// frame writes head: Resource{version 1, name 3, resource 2: Any{type_url 1, value 2}}, with the value's fragments left to tail.
-func (r *Resource) frame(valueSize int) {
-	str := func(field protowire.Number, s string) []byte {
-		return protowire.AppendString(protowire.AppendTag(nil, field, protowire.BytesType), s)
+	head := append(appendOpen(nil, 2, len(meta)+len(entry)+size), meta...)
+	cut := len(head)
+	head = slices.Concat(head, entry, b.parts[0].bytes)
+	b.delta, b.sotw = mem.BufferSlice{mem.SliceBuffer(head)}, mem.BufferSlice{mem.SliceBuffer(head[cut:])}
+	for _, p := range b.parts[1:] {
+		b.delta = append(b.delta, mem.SliceBuffer(p.bytes))
+		b.sotw = append(b.sotw, mem.SliceBuffer(p.bytes))
 	}
-	open := func(field protowire.Number, size int) []byte {
-		return protowire.AppendVarint(protowire.AppendTag(nil, field, protowire.BytesType), uint64(size))
-	}
-	value := append(str(1, r.typeURL), open(2, valueSize)...)
-	anySize := len(value) + valueSize
-	entry := append(open(2, anySize), value...)
-	meta := append(str(1, r.Version), str(3, r.Name)...)
-	r.head = append(open(2, len(meta)+len(entry)+valueSize), meta...)
-	r.sotw = len(r.head)
-	r.head = append(append(r.head, entry...), r.own.bytes...)
+	b.parts[0] = &sealed{bytes: head[len(head)-len(b.parts[0].bytes):], hash: b.parts[0].hash} // the frame's copy serves for both
 }
 
-// Any returns a copy of the message, as debug pages show it.
+// Any returns a copy of the message, for debug pages.
 func (r Resource) Any() *anypb.Any {
-	a := &anypb.Any{TypeUrl: r.typeURL, Value: append([]byte(nil), r.own.bytes...)}
-	for _, f := range r.tail {
-		a.Value = append(a.Value, f.bytes...)
+	a := &anypb.Any{TypeUrl: r.typeURL}
+	for _, p := range r.parts {
+		a.Value = append(a.Value, p.bytes...)
 	}
 	return a
+}
+
+// fresh returns how many of the resource's parts it is the first to ask about.
+func (r Resource) fresh() (n uint64) {
+	for _, p := range r.parts {
+		if !p.counted.Swap(true) {
+			n++
+		}
+	}
+	return n
+}
+
+func appendOpen(b []byte, field protowire.Number, size int) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.BytesType), uint64(size))
+}
+
+func appendString(b []byte, field protowire.Number, s string) []byte {
+	return append(appendOpen(b, field, len(s)), s...)
 }

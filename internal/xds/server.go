@@ -1,8 +1,16 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -89,41 +97,203 @@ const (
 type TypeStatus struct {
 	URL         string
 	Sync        Sync
-	Sent, Acked string // nonces of the last response sent, and of the last one accepted
+	Sent, Acked string    // nonces of the last response sent, and of the last one accepted
 	Updated     time.Time // when the last response was sent
 	Error       string    // the client's last text, if Sync is Rejected
 	ErrorAt     time.Time
 }
 
-// Server serves AggregatedDiscoveryService. Methods are safe for concurrent use.
-type Server struct{}
+// Server serves AggregatedDiscoveryService. Its methods are safe for concurrent use.
+type Server struct {
+	o     Options
+	nonce atomic.Uint64 // begins anywhere, so that no two servers issue the same
+
+	marshalled, sent, bytes atomic.Uint64
+
+	running sync.WaitGroup // handlers
+
+	mu      sync.RWMutex // guards the fields below; taken before a stream's
+	rev     string       // version of responses
+	groups  map[Group]*group
+	clients map[string]map[*stream]struct{} // by Session.ID
+	streams map[*stream]struct{}            // also those not admitted yet
+	ended   bool
+}
 
 // NewServer returns a server that holds nothing.
-func NewServer(o Options) *Server { return &Server{} }
-
-// ServerCodec must be given to the gRPC server that Register is called with. It leaves other services' messages to proto.
-func ServerCodec() grpc.ServerOption { return grpc.EmptyServerOption{} }
+func NewServer(o Options) *Server {
+	o.MaxNames = cmp.Or(o.MaxNames, 20_000)
+	o.MaxStreams = cmp.Or(o.MaxStreams, 16)
+	o.WriteTimeout = cmp.Or(o.WriteTimeout, 10*time.Second)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		o: o, rev: "0", groups: map[Group]*group{},
+		clients: map[string]map[*stream]struct{}{}, streams: map[*stream]struct{}{},
+	}
+	s.nonce.Store(rand.Uint64())
+	return s
+}
 
 // Register adds the service, with both of its methods.
-func (s *Server) Register(r grpc.ServiceRegistrar) {}
+func (s *Server) Register(r grpc.ServiceRegistrar) { r.RegisterService(serviceDesc(s.serve), nil) }
 
-// Run returns when ctx has ended and all streams have. Streams are refused before and after.
-func (s *Server) Run(ctx context.Context) error { return nil }
+// Run ends all streams when ctx ends, refuses further ones, and returns when all have ended.
+func (s *Server) Run(ctx context.Context) error {
+	<-ctx.Done()
+	s.mu.Lock()
+	s.ended = true
+	for st := range s.streams {
+		st.cancel(errEnded)
+	}
+	s.mu.Unlock()
+	s.running.Wait()
+	return nil
+}
 
-// Publish makes the changes visible in one step and wakes the streams that hold a touched group.
-func (s *Server) Publish(rev uint64, changes []Change) {}
+// Publish makes the changes visible in one step and wakes the streams that hold a touched group. Responses name rev
+// as their version.
+func (s *Server) Publish(rev uint64, changes []Change) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rev = strconv.FormatUint(rev, 10)
+	woken := map[*stream]struct{}{}
+	for _, ch := range changes {
+		g := s.groupLocked(ch.Group)
+		names := g.apply(ch)
+		s.count(ch.Set)
+		if len(names) > 0 {
+			for st := range g.streams {
+				st.touch(ch.Type, names)
+				woken[st] = struct{}{}
+			}
+		}
+		s.dropLocked(ch.Group)
+	}
+	for st := range woken {
+		st.poke()
+	}
+}
 
-// Move gives the client other groups.
-func (s *Server) Move(sessionID string, groups []Group) {}
+// apply changes the group and returns the names whose resources are not what they were.
+func (g *group) apply(ch Change) (names []string) {
+	held := g.types[ch.Type]
+	if held == nil {
+		held = map[string]*Resource{}
+		g.types[ch.Type] = held
+	}
+	for i := range ch.Set {
+		r := &ch.Set[i]
+		if old := held[r.Name]; old == nil || old.Version != r.Version {
+			names = append(names, r.Name)
+		}
+		held[r.Name] = r
+	}
+	for _, n := range ch.Remove {
+		if _, ok := held[n]; ok {
+			names = append(names, n)
+			delete(held, n)
+		}
+	}
+	if len(held) == 0 {
+		delete(g.types, ch.Type)
+	}
+	return names
+}
 
-// Close ends the streams whose session matches with a gRPC status; match may be nil for all. It does not wait.
-func (s *Server) Close(match func(*Session) bool, err error) {}
+func (s *Server) groupLocked(name Group) *group {
+	g := s.groups[name]
+	if g == nil {
+		g = &group{types: map[string]map[string]*Resource{}, streams: map[*stream]struct{}{}}
+		s.groups[name] = g
+	}
+	return g
+}
 
-// Clients returns the streams, by session ID.
-func (s *Server) Clients() []ClientStatus { return nil }
+func (s *Server) dropLocked(name Group) {
+	if g := s.groups[name]; g != nil && len(g.types) == 0 && len(g.streams) == 0 {
+		delete(s.groups, name)
+	}
+}
 
-// Resources returns what the client was sent of a type, by name; all of its streams taken together.
-func (s *Server) Resources(sessionID, typeURL string) []Resource { return nil }
+// layerLocked gives a stream its groups in place of those that it had.
+func (s *Server) layerLocked(st *stream, groups []Group) {
+	for _, name := range st.groups {
+		delete(s.groups[name].streams, st)
+	}
+	old := st.groups
+	st.groups, st.layers = slices.Clone(groups), nil
+	for _, name := range groups {
+		g := s.groupLocked(name)
+		g.streams[st] = struct{}{}
+		st.layers = append(st.layers, g)
+	}
+	for _, name := range old {
+		s.dropLocked(name)
+	}
+}
+
+// Move gives a client other groups.
+func (s *Server) Move(sessionID string, groups []Group) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.clients[sessionID] {
+		s.layerLocked(st, groups)
+		st.touchAll()
+		st.poke()
+	}
+}
+
+// Close ends the streams whose session matches, with err as gRPC status; match may be nil for all. It does not wait.
+func (s *Server) Close(match func(*Session) bool, err error) {
+	for _, st := range s.admitted() {
+		if match == nil || match(st.session) {
+			st.cancel(err)
+		}
+	}
+}
+
+// admitted returns the streams that have a session, by its ID and by age.
+func (s *Server) admitted() []*stream {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var out []*stream
+	for _, of := range s.clients {
+		out = slices.AppendSeq(out, maps.Keys(of))
+	}
+	slices.SortFunc(out, func(a, b *stream) int {
+		return cmp.Or(strings.Compare(a.session.ID, b.session.ID), a.connected.Compare(b.connected))
+	})
+	return out
+}
+
+// Clients returns the streams, by Session.ID and by age.
+func (s *Server) Clients() []ClientStatus {
+	streams := s.admitted()
+	out := make([]ClientStatus, len(streams))
+	for i, st := range streams {
+		out[i] = st.status()
+	}
+	return out
+}
+
+// Resources returns what a client was last sent of a type, by name. A client with several streams has the newest's.
+func (s *Server) Resources(sessionID, typeURL string) []Resource {
+	streams := slices.DeleteFunc(s.admitted(), func(st *stream) bool { return st.session.ID != sessionID })
+	if len(streams) == 0 {
+		return nil
+	}
+	return streams[len(streams)-1].resources(typeURL)
+}
+
+func (s *Server) count(resources []Resource) {
+	for _, r := range resources {
+		s.marshalled.Add(r.fresh())
+	}
+}
 
 // Stats returns the counts.
-func (s *Server) Stats() Stats { return Stats{} }
+func (s *Server) Stats() Stats {
+	return Stats{Marshalled: s.marshalled.Load(), Sent: s.sent.Load(), Bytes: s.bytes.Load()}
+}
