@@ -1,0 +1,240 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	securityv1 "istio.io/api/security/v1alpha1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+const (
+	requestHeader = 10 * time.Second
+	maxRequest    = 64 << 20               // bytes of one Envoy request: the names of all clusters, in a large mesh
+	quiet         = time.Second            // without connections before Envoy is stopped: so long may peers' new endpoints lag
+	look          = 100 * time.Millisecond // between two looks at the open connections, while the pod ends
+	orders        = 2 * time.Second        // for Envoy to take them; it may be stopped
+	kill          = 5 * time.Second        // from SIGTERM to SIGKILL of an Envoy that does not go
+)
+
+// Run starts Envoy and serves it until ctx ends or POST /quitquitquit comes; then it drains and stops Envoy and returns nil.
+// It returns an error if Envoy or one of the agent's servers ends before.
+func Run(ctx context.Context, c Config, log *slog.Logger) error {
+	ctx, quit := context.WithCancel(ctx)
+	defer quit()
+	discovery, err := dial(c.Discovery, c)
+	if err != nil {
+		return err
+	}
+	defer discovery.Close()
+	ca := discovery
+	if c.CA != c.Discovery {
+		if ca, err = dial(c.CA, c); err != nil {
+			return err
+		}
+		defer ca.Close()
+	}
+	issuer := securityv1.NewIstioCertificateServiceClient(ca)
+	rotation := identity.NewRotation(func(ctx context.Context) (identity.Credential, error) {
+		return identity.Obtain(ctx, issuer, c.CertLife)
+	}, log)
+
+	admin := newAdmin(c.adminSocket())
+	drain := sync.OnceValue(func() error { return drainInbound(context.WithoutCancel(ctx), admin) }) // once, whoever asks
+	st := &status{
+		admin: admin, rotation: rotation, pod: c.Addresses[0], probers: c.Probers, scrape: c.Scrape, log: log,
+		drain: drain, quit: quit,
+	}
+
+	// The servers outlive ctx: while Envoy drains it still needs them.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, serving := errgroup.WithContext(serving)
+	group.Go(func() error { rotation.Run(serving); return nil })
+	if err := c.serveAll(serving, group, &xds.Relay{
+		Upstream: discovery,
+		OnResponse: func(typeURL, nack string) {
+			if nack != "" {
+				log.LogAttrs(serving, slog.LevelWarn, "Envoy rejected configuration", slog.String("type", typeURL), slog.String("err", nack))
+			}
+		},
+	}, &secrets{rotation: rotation, root: c.Root, log: log}, st, admin); err != nil {
+		stop()
+		return errors.Join(err, group.Wait())
+	}
+
+	envoy, err := startEnvoy(c)
+	if err != nil {
+		stop()
+		return errors.Join(err, group.Wait())
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "Envoy started", slog.Int("pid", envoy.pid), slog.String("node", c.NodeID), slog.String("discovery", c.Discovery))
+	select {
+	case <-envoy.done:
+		if err = errors.New("Envoy ended unasked"); envoy.err != nil {
+			err = fmt.Errorf("Envoy ended: %w", envoy.err)
+		}
+	case <-serving.Done(): // a server failed; group.Wait tells
+	case <-ctx.Done():
+		st.draining.Store(true)
+		log.LogAttrs(serving, slog.LevelInfo, "draining", slog.Duration("atMost", c.EndDrain))
+		if derr := drain(); derr != nil {
+			log.LogAttrs(serving, slog.LevelWarn, "drain", slog.Any("err", derr))
+		}
+		awaitIdle(serving, envoy.done, admin, c.EndDrain)
+	}
+	envoy.stop()
+	stop()
+	return errors.Join(err, group.Wait())
+}
+
+// serveAll opens every socket before it serves the first, so that Envoy finds them all.
+func (c Config) serveAll(ctx context.Context, group *errgroup.Group, relay *xds.Relay, sds *secrets, st *status, admin *envoyAdmin) error {
+	if err := os.Remove(c.xdsSocket()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the last run's socket: %w", err)
+	}
+	local, err := net.Listen("unix", c.xdsSocket())
+	if err != nil {
+		return fmt.Errorf("open the socket for Envoy: %w", err)
+	}
+	public, err := net.Listen("tcp", portOf(c.StatusPort))
+	if err != nil {
+		return fmt.Errorf("open the status port: %w", err)
+	}
+	loopback, err := net.Listen("tcp", "127.0.0.1"+portOf(c.AdminPort))
+	if err != nil {
+		return fmt.Errorf("open the administration port: %w", err)
+	}
+	server := grpc.NewServer(xds.ServerCodec(), grpc.MaxRecvMsgSize(maxRequest))
+	relay.Register(server)
+	secretv3.RegisterSecretDiscoveryServiceServer(server, sds)
+	context.AfterFunc(ctx, server.Stop)
+	group.Go(func() error { return server.Serve(local) })
+	group.Go(func() error { return serve(ctx, public, st.handler()) })
+	group.Go(func() error { return serve(ctx, loopback, adminFilter(admin)) })
+	return nil
+}
+
+// process is a running Envoy; err may be read when done is closed.
+type process struct {
+	pid  int
+	done chan struct{}
+	err  error
+}
+
+// startEnvoy writes the bootstrap and starts Envoy, which dies with this process, whatever kills it: the kernel watches
+// the thread that forked, so that thread is held until Envoy has ended.
+func startEnvoy(c Config) (*process, error) {
+	bootstrap, err := Bootstrap(c)
+	if err != nil {
+		return nil, fmt.Errorf("write bootstrap: %w", err)
+	}
+	path := filepath.Join(c.Dir, "envoy.json")
+	if err := os.WriteFile(path, bootstrap, 0o600); err != nil {
+		return nil, fmt.Errorf("write bootstrap: %w", err)
+	}
+	cmd := exec.Command(c.Binary, Args(c, path)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p := &process{done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start Envoy: %w", err)
+	}
+	p.pid = cmd.Process.Pid
+	return p, nil
+}
+
+// stop ends Envoy and returns when it is gone.
+func (p *process) stop() {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	_ = syscall.Kill(p.pid, syscall.SIGTERM) // not reaped before done is closed: the pid is still Envoy's
+	select {
+	case <-p.done:
+	case <-time.After(kill):
+		_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		<-p.done
+	}
+}
+
+// drainInbound makes the pod unready and has peers reconnect elsewhere. Listeners stay open, and the application's own
+// calls go on.
+func drainInbound(ctx context.Context, admin *envoyAdmin) error {
+	ctx, cancel := context.WithTimeout(ctx, orders)
+	defer cancel()
+	_, err := admin.call(ctx, http.MethodPost, "/healthcheck/fail")
+	_, derr := admin.call(ctx, http.MethodPost, "/drain_listeners?graceful&inboundonly")
+	return errors.Join(err, derr)
+}
+
+// awaitIdle returns when no connection has been open for a while, when Envoy has ended, or after atMost.
+func awaitIdle(ctx context.Context, ended <-chan struct{}, admin *envoyAdmin, atMost time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	idleSince := time.Now()
+	for {
+		if n, err := openConnections(ctx, admin); err != nil || n > 0 {
+			idleSince = time.Now()
+		} else if time.Since(idleSince) >= quiet {
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(look):
+		}
+	}
+}
+
+// openConnections counts those on Envoy's listeners, without the two that serve the kubelet and Prometheus.
+func openConnections(ctx context.Context, admin *envoyAdmin) (int, error) {
+	stats, err := admin.call(ctx, http.MethodGet, `/stats?filter=^listener\..*downstream_cx_active$`)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for line := range strings.Lines(stats) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		if strings.Contains(name, "_15021.") || strings.Contains(name, "_15090.") || strings.HasPrefix(name, "listener.admin.") {
+			continue
+		}
+		var one int
+		if _, err := fmt.Sscan(value, &one); err == nil {
+			n += one
+		}
+	}
+	return n, nil
+}

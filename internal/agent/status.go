@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+)
+
+// status answers on the agent's port: readiness, merged metrics, the application's probes, and orders from the pod itself.
+type status struct {
+	admin    *envoyAdmin
+	rotation *identity.Rotation
+	pod      netip.Addr
+	probers  map[string]Prober
+	scrape   *Scrape
+	drain    func() error
+	quit     func()
+	log      *slog.Logger
+
+	configured atomic.Bool // clusters and listeners were accepted once
+	draining   atomic.Bool
+}
+
+func (s *status) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.ready(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	})
+	mux.HandleFunc("GET /stats/prometheus", s.metrics)
+	mux.HandleFunc("POST /drain", fromPod(func(w http.ResponseWriter, _ *http.Request) {
+		s.draining.Store(true)
+		if err := s.drain(); err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		}
+	}))
+	mux.HandleFunc("POST /quitquitquit", fromPod(func(http.ResponseWriter, *http.Request) { s.quit() }))
+	mux.HandleFunc("GET /app-health/", s.probe)
+	mux.HandleFunc("GET /app-lifecycle/", s.probe)
+	return mux
+}
+
+// fromPod lets only callers on the pod's loopback pass.
+func fromPod(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if a, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !a.Addr().Unmap().IsLoopback() {
+			http.Error(w, "only from within the pod", http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
+}
+
+const (
+	cdsAccepted = "cluster_manager.cds.update_success"
+	ldsAccepted = "listener_manager.lds.update_success"
+)
+
+// ready tells why the pod must get no traffic yet, or no more. Envoy calls itself live after a first configuration that it
+// rejected, too; so its counters are asked until both kinds were accepted once.
+func (s *status) ready(ctx context.Context) error {
+	if s.draining.Load() {
+		return errors.New("draining")
+	}
+	if _, err := s.admin.call(ctx, http.MethodGet, "/ready"); err != nil {
+		return err
+	}
+	if s.configured.Load() {
+		return nil
+	}
+	stats, err := s.admin.call(ctx, http.MethodGet, "/stats?filter=update_success$")
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{cdsAccepted, ldsAccepted} {
+		if n := statValue(stats, name); n == "" || n == "0" {
+			return fmt.Errorf("configuration not accepted yet: %s is %q", name, n)
+		}
+	}
+	s.configured.Store(true)
+	return nil
+}
+
+// statValue finds "name: value" in Envoy's plain statistics.
+func statValue(stats, name string) string {
+	for line := range strings.Lines(stats) {
+		if v, ok := strings.CutPrefix(line, name+": "); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// metrics merges Envoy's, the application's and the agent's own. One that fails leaves the others readable, with a comment.
+func (s *status) metrics(w http.ResponseWriter, r *http.Request) {
+	const format = "text/plain; version=0.0.4"
+	w.Header().Set("Content-Type", format)
+	part := func(client *http.Client, url string) {
+		in, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, nil)
+		if err == nil {
+			in.Header.Set("Accept", format) // OpenMetrics would end with # EOF in the middle
+			var resp *http.Response
+			if resp, err = client.Do(in); err == nil {
+				defer resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					_, err = io.Copy(w, resp.Body)
+				} else {
+					err = fmt.Errorf("%s answers %s", url, resp.Status)
+				}
+			}
+		}
+		if err != nil {
+			fmt.Fprintf(w, "\n# not merged: %q\n", err.Error())
+			s.log.LogAttrs(r.Context(), slog.LevelDebug, "metrics not merged", slog.Any("err", err))
+		}
+	}
+	part(&s.admin.Client, "http://envoy/stats/prometheus")
+	if s.scrape != nil {
+		part(http.DefaultClient, s.scrape.url())
+	}
+	if c, ok, _ := s.rotation.Current(); ok {
+		fmt.Fprintf(w, "# TYPE heddle_agent_certificate_expiry_timestamp_seconds gauge\nheddle_agent_certificate_expiry_timestamp_seconds %d\n", c.NotAfter.Unix())
+	}
+}
+
+func (s *status) probe(w http.ResponseWriter, r *http.Request) {
+	p, ok := s.probers[r.URL.Path]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	code, err := p.probe(r.Context(), s.pod, r.UserAgent())
+	if err != nil {
+		http.Error(w, err.Error(), code)
+		return
+	}
+	w.WriteHeader(code)
+}
+
+// serve answers with h until ctx ends.
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: requestHeader}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(l); ctx.Err() == nil {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
