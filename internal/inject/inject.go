@@ -133,17 +133,22 @@ type status struct {
 }
 
 func (s *status) add(overlay *corev1.Pod) {
+	note := func(list *[]string, name string) {
+		if !slices.Contains(*list, name) {
+			*list = append(*list, name)
+		}
+	}
 	for _, c := range overlay.Spec.InitContainers {
-		s.InitContainers = append(s.InitContainers, c.Name)
+		note(&s.InitContainers, c.Name)
 	}
 	for _, c := range overlay.Spec.Containers {
-		s.Containers = append(s.Containers, c.Name)
+		note(&s.Containers, c.Name)
 	}
 	for _, v := range overlay.Spec.Volumes {
-		s.Volumes = append(s.Volumes, v.Name)
+		note(&s.Volumes, v.Name)
 	}
 	for _, r := range overlay.Spec.ImagePullSecrets {
-		s.ImagePullSecrets = append(s.ImagePullSecrets, r.Name)
+		note(&s.ImagePullSecrets, r.Name)
 	}
 }
 
