@@ -267,10 +267,10 @@ func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
 		if t.moved = !slices.Equal(t.deps, w.reader.deps); t.moved {
 			t.newDeps = slices.Clone(w.reader.deps)
 		}
-		w.reader.reset()
+		clear(w.reader.seen)
 		clear(w.rows)
-		w.rows = w.rows[:0]
 		clear(w.index)
+		w.reader.deps, w.rows = w.reader.deps[:0], w.rows[:0]
 	}()
 	v, _ := w.d.from.current(t.key)
 	w.d.f(&w.reader, t.key, v, w.emit)

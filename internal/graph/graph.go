@@ -173,6 +173,7 @@ func (g *Graph) Run(ctx context.Context) error {
 			timer.Reset(wait)
 			select {
 			case <-ctx.Done():
+				g.wake <- struct{}{} // for another Run
 				return nil
 			case <-timer.C:
 			}
@@ -393,11 +394,6 @@ func (r *Reader) record(d dependency) {
 		r.seen[d] = struct{}{}
 		r.deps = append(r.deps, d)
 	}
-}
-
-func (r *Reader) reset() {
-	r.deps = r.deps[:0]
-	clear(r.seen)
 }
 
 // Get returns the row k of t and records the dependency, also on a row that is absent.

@@ -419,6 +419,30 @@ func TestRoundTiming(t *testing.T) {
 	})
 }
 
+// What was staged before a Run ended is taken up by the next.
+func TestRunAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Options{})
+		s := NewSource[int, int](g, "s", nil)
+		for i := range 3 {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- g.Run(ctx) }()
+			s.Set(2*i, i)
+			synctest.Wait() // a round at once
+			s.Set(2*i+1, i)
+			synctest.Wait() // in the quiet gap
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		if n := len(s.All()); n != 5 {
+			t.Errorf("%d rows are published, want all but the last one staged", n)
+		}
+	})
+}
+
 func TestRunAndStepOwnTheGraph(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Options{})

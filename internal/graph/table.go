@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"reflect"
+	"slices"
 )
 
 // Row is one row of a table.
@@ -55,7 +56,8 @@ func (t *Table[K, V]) All() []Row[K, V] {
 	return rows
 }
 
-// Changed returns what the round just published changed, one Change a key, in no particular order. Valid inside OnPublish only.
+// Changed returns what the round just published changed, one Change a key, in no particular order. It belongs to the graph's
+// goroutine: call it inside OnPublish, or between two Steps.
 func (t *Table[K, V]) Changed() []Change[K, V] { return t.changes }
 
 func (t *Table[K, V]) published() *branch[K, V] {
@@ -134,12 +136,9 @@ type Source[K comparable, V any] struct {
 	staged map[K]*Row[K, V] // nil: to be removed
 	sweeps []func(K) bool   // rows that these own and that are not in staged are to be removed
 
-	taken sourceInput[K, V] // what the round under way has taken from the above
-}
-
-type sourceInput[K comparable, V any] struct {
-	staged map[K]*Row[K, V]
-	sweeps []func(K) bool
+	// What the round under way has taken from the above.
+	taken       map[K]*Row[K, V]
+	takenSweeps []func(K) bool
 }
 
 // NewSource adds a source to g. The name is for logs and meters. Staging a value equal to the one that is there changes
@@ -192,27 +191,18 @@ func (s *Source[K, V]) Replace(rows []Row[K, V], owned func(K) bool) {
 }
 
 func (s *Source[K, V]) takeLocked() {
-	s.taken = sourceInput[K, V]{s.staged, s.sweeps}
-	s.staged, s.sweeps = nil, nil
+	s.taken, s.takenSweeps, s.staged, s.sweeps = s.staged, s.sweeps, nil, nil
 }
 
 func (s *Source[K, V]) step(rev Rev) bool {
 	var at K
 	defer blame(s.name, &at)
-	in := s.taken
-	s.taken = sourceInput[K, V]{}
 	var swept []K
-	if len(in.sweeps) > 0 {
+	if len(s.takenSweeps) > 0 {
 		s.tip.top.each(func(row *Row[K, V]) {
 			at = row.Key
-			if _, ok := in.staged[at]; ok {
-				return
-			}
-			for _, owned := range in.sweeps {
-				if owned(at) {
-					swept = append(swept, at)
-					return
-				}
+			if _, named := s.taken[at]; !named && slices.ContainsFunc(s.takenSweeps, func(owned func(K) bool) bool { return owned(at) }) {
+				swept = append(swept, at)
 			}
 		})
 	}
@@ -220,9 +210,10 @@ func (s *Source[K, V]) step(rev Rev) bool {
 		s.set(rev, at, nil)
 	}
 	var row *Row[K, V]
-	for at, row = range in.staged {
+	for at, row = range s.taken {
 		s.set(rev, at, row)
 	}
+	s.taken, s.takenSweeps = nil, nil
 	s.evaluated.Add(uint64(len(s.changes)))
 	return s.finish()
 }
