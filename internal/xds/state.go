@@ -60,7 +60,7 @@ type subscription struct {
 	nonce, acked string
 	updated      time.Time
 
-	refused   map[string]*Resource // rejected and not yet replaced
+	refused   map[string]*Resource // rejected and not yet replaced; "": a response without resources
 	retry     [][]*Resource        // parts of a rejected response, to be sent again on their own
 	detail    string
 	refusedAt time.Time
@@ -129,8 +129,9 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 		if s.out != nil {
 			rejected = s.settle(q, now)
 		}
-	case !delta:
-		return nil, nil // stale: names come again with the answer to the last response
+	case !delta && s.out == nil:
+		return nil, nil
+	default: // crossed with a response: no answer to it, but the names are what the client wants by now
 	}
 	if delta {
 		c.subscribe(s, q, first)
@@ -147,6 +148,7 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 func (s *subscription) settle(q *request, now time.Time) *rejection {
 	m := s.out
 	s.out = nil
+	delete(s.refused, "")
 	if !q.nack {
 		s.acked = q.nonce
 		for _, r := range m.set {
@@ -162,9 +164,13 @@ func (s *subscription) settle(q *request, now time.Time) *rejection {
 	}
 	s.detail, s.refusedAt = cmp.Or(q.detail, noReason), now
 	for _, r := range m.set {
-		s.refused[r.Name] = r
+		if s.sent[r.Name] == r { // else dropped meanwhile, or due again anyway
+			s.refused[r.Name] = r
+		}
 	}
-	if len(m.set) > 0 {
+	if len(m.set) == 0 {
+		s.refused[""] = nil // until the next response
+	} else {
 		for _, n := range m.gone { // not their fault: the client may still hold them
 			s.sent[n] = &Resource{Name: n, Version: "not removed"}
 			s.dirty[n] = struct{}{}
@@ -177,7 +183,7 @@ func (s *subscription) settle(q *request, now time.Time) *rejection {
 	}
 	rejected := &rejection{version: m.version, detail: s.detail, resources: m.set}
 	if m.full {
-		rejected.resources = slices.Collect(maps.Values(s.refused)) // earlier ones are in m too
+		rejected.resources = slices.DeleteFunc(slices.Collect(maps.Values(s.refused)), func(r *Resource) bool { return r == nil }) // earlier ones are in m too
 	}
 	return rejected
 }
@@ -493,7 +499,7 @@ func (s *subscription) sync() Sync {
 	switch {
 	case s.nonce == "":
 		return NotSent
-	case len(s.refused) > 0, s.out == nil && s.acked != s.nonce:
+	case len(s.refused) > 0:
 		return Rejected
 	case s.out != nil:
 		return Stale

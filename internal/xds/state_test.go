@@ -96,7 +96,8 @@ func TestState(t *testing.T) {
 			name: "stale nonces answer nothing, yet delta takes their names",
 			delta: "pub eds a@1 b@1\nreq eds +a\nout eds a@1\nreq eds nonce=old\nsync eds stale\nack eds\nsync eds synced\n" +
 				"req eds nonce=old +b\nout eds b@1\nsync eds stale",
-			sotw: "pub eds a@1 b@1\nreq eds +a\nout eds a@1\nreq eds nonce=old +b\nsync eds stale\nack eds +a\nsync eds synced",
+			sotw: "pub eds a@1 b@1\nreq eds +a\nout eds a@1\nreq eds nonce=old +b\nsync eds stale\nack eds +a\nout eds a@1\nack eds +a\n" +
+				"sync eds synced\nreq eds nonce=old +b\nsync eds synced",
 		},
 		{
 			name:  "a nonce of an earlier stream in the first request",

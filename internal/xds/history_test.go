@@ -1,0 +1,292 @@
+package xds
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// proxy is a model of a client that behaves as Envoy does: it applies what it accepts, rejects a response as a whole
+// when it has a bad resource, asks for the assignments of its clusters, and withholds the answer to clusters until each
+// that was sent has had an assignment.
+type proxy struct {
+	m       *machine
+	t       *testing.T
+	held    map[string]map[string]string // name → version, by type
+	routes  map[string]bool              // rds names wanted
+	inbox   []*message
+	nonces  map[string]string // of the last response read, by type
+	warming map[string]bool
+	cds     *message // whose answer waits
+}
+
+func bad(r *Resource) bool { return strings.HasSuffix(r.Version, "bad") }
+
+func newProxy(t *testing.T, f *form, groups layers) *proxy {
+	p := &proxy{t: t, held: map[string]map[string]string{"cds": {}, "eds": {}, "lds": {}, "rds": {}}, routes: map[string]bool{}}
+	p.connect(f, groups)
+	return p
+}
+
+// connect begins a new stream; in the delta form it tells what is held.
+func (p *proxy) connect(f *form, groups layers) {
+	nonces := 0
+	if p.m != nil {
+		nonces = p.m.nonces
+	}
+	p.m = newMachine(f, 0)
+	p.m.groups, p.m.nonces, p.m.maxNames = groups, nonces, 1000
+	p.inbox, p.warming, p.cds, p.nonces = nil, map[string]bool{}, nil, map[string]string{}
+	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} {
+		q := &request{typeURL: typeURL, names: p.wanted(typeURL)}
+		if f == deltaForm {
+			q.held = maps.Clone(p.held[typeURL])
+		}
+		p.send(q)
+	}
+}
+
+// wanted returns the names to subscribe to; nil: all.
+func (p *proxy) wanted(typeURL string) []string {
+	switch typeURL {
+	case "eds":
+		return slices.AppendSeq([]string{}, maps.Keys(p.held["cds"]))
+	case "rds":
+		return slices.AppendSeq([]string{}, maps.Keys(p.routes))
+	}
+	return nil
+}
+
+func (p *proxy) send(q *request) {
+	if _, err := p.m.request(q, p.m.now); err != nil {
+		p.t.Fatal(err)
+	}
+	p.pump()
+}
+
+func (p *proxy) pump() {
+	for _, m := range p.m.step().send {
+		if slices.ContainsFunc(p.inbox, func(o *message) bool { return o.typeURL == m.typeURL }) && p.m.form == deltaForm {
+			p.t.Fatalf("two responses of %s in flight", m.typeURL)
+		}
+		p.inbox = append(p.inbox, m)
+	}
+}
+
+// resubscribe tells a change of names, with the nonce that state-of-the-world needs.
+func (p *proxy) resubscribe(typeURL string, before []string) {
+	after := p.wanted(typeURL)
+	if len(without(after, before))+len(without(before, after)) == 0 {
+		return
+	}
+	q := &request{typeURL: typeURL, names: after}
+	if p.m.form == deltaForm {
+		q.names, q.drop = without(after, before), without(before, after)
+	} else {
+		q.nonce = p.nonces[typeURL] // stale if a response is on its way: its answer will carry the names
+	}
+	for _, n := range without(before, after) {
+		delete(p.held[typeURL], n)
+	}
+	p.send(q)
+}
+
+func without(a, b []string) (out []string) {
+	for _, n := range a {
+		if !slices.Contains(b, n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// take applies a response unless it must be rejected.
+func (p *proxy) take(m *message) (ok bool) {
+	list := m.set
+	if m.full {
+		list = m.all
+	}
+	if slices.ContainsFunc(list, bad) {
+		return false
+	}
+	held := p.held[m.typeURL]
+	if m.full {
+		clear(held)
+	}
+	for _, r := range list {
+		if names := p.wanted(m.typeURL); names != nil && !slices.Contains(names, r.Name) {
+			continue // dropped while the response was on its way
+		}
+		if m.typeURL == "cds" && slices.Contains(m.set, r) {
+			p.warming[r.Name] = true
+		}
+		held[r.Name] = r.Version
+	}
+	if p.m.form == deltaForm {
+		for _, n := range m.gone {
+			delete(held, n)
+		}
+	}
+	return true
+}
+
+// read takes and answers one response.
+func (p *proxy) read() {
+	if len(p.inbox) == 0 {
+		return
+	}
+	m := p.inbox[0]
+	p.inbox = p.inbox[1:]
+	p.nonces[m.typeURL] = m.nonce
+	before := p.wanted("eds")
+	q := &request{typeURL: m.typeURL, nonce: m.nonce}
+	if q.nack = !p.take(m); q.nack {
+		q.detail = "bad"
+	}
+	switch m.typeURL {
+	case "cds":
+		if !q.nack {
+			p.resubscribe("eds", before)
+			p.cds = m
+			p.warm()
+			return
+		}
+	case "eds":
+		if !q.nack {
+			for _, r := range m.set {
+				delete(p.warming, r.Name)
+			}
+			for _, n := range m.gone {
+				delete(p.warming, n)
+			}
+		}
+	}
+	if p.m.form == sotwForm {
+		q.names = p.wanted(m.typeURL)
+	}
+	p.send(q)
+	p.warm()
+}
+
+// warm answers the clusters once all are warm.
+func (p *proxy) warm() {
+	for n := range p.warming {
+		_, held := p.held["cds"][n]
+		if !held || p.m.form == sotwForm && p.m.groups.find("eds", n) == nil { // there it takes initial_fetch_timeout
+			delete(p.warming, n)
+		}
+	}
+	if p.cds == nil || len(p.warming) > 0 {
+		return
+	}
+	q := &request{typeURL: "cds", nonce: p.cds.nonce}
+	p.cds = nil
+	p.send(q)
+}
+
+// TestHistories checks that whatever happens, a client that keeps answering ends with what it should hold.
+func TestHistories(t *testing.T) {
+	for _, f := range []*form{deltaForm, sotwForm} {
+		for seed := range uint64(400) {
+			t.Run(fmt.Sprintf("%s/%d", f.method, seed), func(t *testing.T) { history(t, f, rand.New(rand.NewPCG(seed, 1))) })
+		}
+	}
+}
+
+func history(t *testing.T, f *form, rnd *rand.Rand) {
+	groups := newMachine(f, 3).groups
+	p := newProxy(t, f, groups)
+	name := func() string { return string(rune('a' + rnd.IntN(6))) }
+	version := 0
+	publish := func(layer int, changes ...Change) {
+		for _, ch := range changes {
+			p.m.touch(ch.Type, groups[layer].apply(ch))
+		}
+		p.pump()
+	}
+	resource := func(n string) Resource {
+		version++
+		r := named(fmt.Sprintf("%s@%d", n, version))
+		if rnd.IntN(12) == 0 {
+			r.Version += "bad"
+		}
+		return r
+	}
+	for range 150 {
+		layer, n := rnd.IntN(3), name()
+		switch rnd.IntN(10) {
+		case 0, 1: // a cluster always has an assignment
+			eds := named(fmt.Sprintf("%s@e%d", n, version))
+			publish(layer, Change{Type: "eds", Set: []Resource{eds}}, Change{Type: "cds", Set: []Resource{resource(n), resource(name())}})
+		case 2:
+			typeURL := []string{"eds", "lds", "rds"}[rnd.IntN(3)]
+			publish(layer, Change{Type: typeURL, Set: []Resource{resource(n)}}, Change{Type: typeURL, Remove: []string{name()}})
+		case 3:
+			publish(layer, Change{Type: "cds", Remove: []string{n}}, Change{Type: "lds", Remove: []string{name()}})
+		case 4:
+			before := p.wanted("rds")
+			p.routes[n] = !p.routes[n]
+			if !p.routes[n] {
+				delete(p.routes, n)
+			}
+			p.resubscribe("rds", before)
+		case 5:
+			if rnd.IntN(5) == 0 {
+				p.connect(f, groups)
+			}
+		case 6:
+			p.m.now = p.m.now.Add(time.Duration(rnd.IntN(3000)) * time.Millisecond)
+			p.pump()
+		default:
+			p.read()
+		}
+	}
+	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} { // what is bad is mended
+		for i, g := range groups {
+			for n, r := range maps.Clone(g.types[typeURL]) {
+				if bad(r) {
+					publish(i, Change{Type: typeURL, Set: []Resource{named(n + "@" + strings.TrimSuffix(r.Version, "bad"))}})
+				}
+			}
+		}
+	}
+	for i := 0; len(p.inbox) > 0; i++ {
+		if i > 1000 {
+			t.Fatalf("still sending: %s%s", p.inbox[0].typeURL, show(p.inbox[0]))
+		}
+		p.read()
+	}
+	if p.cds != nil {
+		t.Fatalf("clusters never got warm: %v", p.warming)
+	}
+	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} {
+		want := map[string]string{}
+		names := p.wanted(typeURL)
+		if names == nil && (typeURL == "cds" || typeURL == "lds") {
+			for _, g := range groups {
+				names = slices.AppendSeq(names, maps.Keys(g.types[typeURL]))
+			}
+		}
+		for _, n := range names {
+			if r := groups.find(typeURL, n); r != nil {
+				want[n] = r.Version
+			}
+		}
+		got := p.held[typeURL]
+		if f == sotwForm { // it can't be told that a named resource is gone
+			maps.DeleteFunc(got, func(n, _ string) bool { return groups.find(typeURL, n) == nil })
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", typeURL, diff)
+		}
+		if s := p.m.sub(typeURL); s.asked && s.sync() != Synced {
+			t.Errorf("%s: state %v, refused %v", typeURL, s.sync(), s.refused)
+		}
+	}
+}
