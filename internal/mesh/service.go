@@ -12,6 +12,11 @@ type ObjectKey struct {
 	Name      string
 }
 
+// Compare orders keys by namespace, name and cluster.
+func (k ObjectKey) Compare(o ObjectKey) int {
+	return cmp.Or(cmp.Compare(k.Namespace, o.Namespace), cmp.Compare(k.Name, o.Name), cmp.Compare(k.Cluster, o.Cluster))
+}
+
 // Object is what a record remembers of the object that it was made of.
 type Object struct {
 	Ref     Ref

@@ -50,6 +50,11 @@ type EndpointKey struct {
 	Target  uint32
 }
 
+// Compare orders keys by service, port, address and target.
+func (k EndpointKey) Compare(o EndpointKey) int {
+	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Address, o.Address), cmp.Compare(k.Target, o.Target))
+}
+
 // Endpoint is one address that serves a port of a service.
 type Endpoint struct {
 	Key      EndpointKey

@@ -10,7 +10,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// EntryKey is a cluster's name in an audience.
+// EntryKey is the name of a cluster, and of its assignment, in an audience.
 type EntryKey struct {
 	Audience Audience
 	Name     string

@@ -67,8 +67,8 @@ func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpe
 // selecting returns the services that a workload is part of, the oldest first.
 func selecting(r *graph.Reader, t *Tables, w mesh.Workload) []mesh.Service {
 	var out []mesh.Service
-	for label, value := range w.Labels {
-		for _, row := range graph.Find(r, t.BySelector, SelectorKey{w.Key.Namespace, label, value}) {
+	for _, label := range slices.Sorted(maps.Keys(w.Labels)) {
+		for _, row := range graph.Find(r, t.BySelector, SelectorKey{w.Key.Namespace, label, w.Labels[label]}) {
 			if mesh.Selects(row.Val.Selector, w.Labels) {
 				out = append(out, row.Val)
 			}

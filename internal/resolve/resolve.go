@@ -19,15 +19,17 @@ type Audience struct {
 
 // Scope is what translation may know of a client.
 type Scope struct {
-	Mesh      mesh.ID
-	Namespace string
-	Workload  mesh.WorkloadKey
+	Mesh     mesh.ID
+	Workload mesh.WorkloadKey
+	// Labels and Ports, by name, are what the client says of itself. They serve its inbound side until the workload is known.
+	Labels map[string]string
+	Ports  map[string]uint32
 }
 
 // Holdings returns the layers that a client of the scope holds; of two resources with one name the later layer's counts.
 // What is particular to its workload is found by InboundKey.
 func Holdings(s Scope) []Audience {
-	return []Audience{{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Namespace}}
+	return []Audience{{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Workload.Namespace}}
 }
 
 // Tables are what resolving reads.

@@ -1,8 +1,8 @@
 package resolve
 
 import (
-	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -22,6 +22,7 @@ type HostSpec struct {
 	Domains []string
 	Cluster string
 	Outside bool // the cluster's servers are not of the mesh, and must not be offered its protocols
+	Origin  string
 }
 
 // Hosts emits the virtual hosts of a service's HTTP ports. Clients of the service's own namespace, and those of namespaces
@@ -57,7 +58,9 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, HostSp
 		for _, p := range s.Ports {
 			if p.Protocol.IsHTTP() {
 				k := HostKey{Service: s.Key, Port: p.Number, Client: client}
-				emit(k, HostSpec{Name: sniffedRoute(s, p), Domains: domains, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name()})
+				emit(k, HostSpec{
+					Name: sniffedRoute(s, p), Domains: domains, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name(), Origin: s.Ref.String(),
+				})
 			}
 		}
 	}
@@ -95,34 +98,34 @@ type RouteKey struct {
 type RouteSpec struct {
 	Name  string
 	Hosts []HostKey // in order of their names
-	Proxy ProxySpec
+	// Origins name the first few services among them.
+	Origins []string
+	Proxy   ProxySpec
 }
 
 // Route gathers the virtual hosts of a route configuration: the audience's own variants, and everybody's for the rest.
 func Route(r *graph.Reader, t *Tables, byPort *graph.Index[PortKey, HostKey, HostSpec], k RouteKey) RouteSpec {
+	hosts := map[mesh.ServiceKey]graph.Row[HostKey, HostSpec]{}
+	for _, client := range []string{"", k.Audience.Namespace} {
+		for _, row := range graph.Find(r, byPort, PortKey{k.Port, client}) {
+			hosts[row.Key.Service] = row
+		}
+	}
 	spec := RouteSpec{Name: fmt.Sprint(k.Port), Proxy: ProxyOf(config(r, t, k.Audience.Mesh))}
-	own := map[mesh.ServiceKey]bool{}
-	if k.Audience.Namespace != "" {
-		for _, row := range graph.Find(r, byPort, PortKey{k.Port, k.Audience.Namespace}) {
-			own[row.Key.Service] = true
-			spec.Hosts = append(spec.Hosts, row.Key)
+	for _, service := range slices.SortedFunc(maps.Keys(hosts), mesh.ServiceKey.Compare) {
+		spec.Hosts = append(spec.Hosts, hosts[service].Key)
+		if len(spec.Origins) < 5 {
+			spec.Origins = append(spec.Origins, hosts[service].Val.Origin)
 		}
 	}
-	for _, row := range graph.Find(r, byPort, PortKey{k.Port, ""}) {
-		if !own[row.Key.Service] {
-			spec.Hosts = append(spec.Hosts, row.Key)
-		}
-	}
-	slices.SortFunc(spec.Hosts, func(a, b HostKey) int { return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Client, b.Client)) })
 	return spec
 }
 
 // SniffedSpec is all that the route configuration depends on that requests on a port of unknown protocol take: its listener
 // has told the service already, so every host is right.
 type SniffedSpec struct {
-	Name   string
-	Host   HostSpec
-	Origin string
+	Name string
+	Host HostSpec
 }
 
 // Sniffed emits the route configurations of a service's ports of unknown protocol.
@@ -133,9 +136,9 @@ func Sniffed(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey, 
 				continue
 			}
 			mode := v.rule.TLS(p.Number, "").Mode
-			spec := SniffedSpec{Name: sniffedRoute(s, p), Origin: s.Ref.String(), Host: HostSpec{
+			spec := SniffedSpec{Name: sniffedRoute(s, p), Host: HostSpec{
 				Name: sniffedRoute(s, p), Domains: []string{"*"}, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name(),
-				Outside: mode == mesh.TLSSimple || mode == mesh.TLSMutual,
+				Outside: mode == mesh.TLSSimple || mode == mesh.TLSMutual, Origin: s.Ref.String(),
 			}}
 			emit(ListenerKey{Audience{s.Key.Mesh, v.client}, spec.Name}, spec)
 		}
