@@ -1,0 +1,320 @@
+// Package verify runs a document's commands in order against a cluster and compares what is seen with what is to be seen.
+//
+// A script is a testscript file with commands of its own:
+//
+//	row ID 'what is to be seen'      begins a row of the table; the checks that follow belong to it
+//	run 'shell line'                 runs a line as the document has it
+//	until 30s 'shell line' REGEXP…   runs a line again and again until its output matches all
+//	out REGEXP…, notout REGEXP…      what the last line printed (both streams), line anchors as in (?m)
+//	count N REGEXP                   how many of its lines match
+//	code N                           how it ended
+//	same NAME                        its output equals what an earlier `keep NAME` kept; `differs NAME` is the opposite
+//	deviates D-93 'why'              the next line is not the document's, for a reason that is in the list
+//
+// A failing check makes its row red and nothing else: the script goes on to its end.
+package verify
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"text/template"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+//go:embed scripts/*.txtar
+var scripts embed.FS
+
+// MaxDeviations bounds how many lines of a document may be run otherwise than written.
+const MaxDeviations = 12
+
+const pollEvery = 200 * time.Millisecond // of `until`
+
+// Options of one run.
+type Options struct {
+	Script     string // s0, s1 …
+	Names      Names
+	Bin        string // where heddle, istioctl, oc and kubectl lie
+	Peer       string // where an unmodified istioctl lies as peer-istioctl; empty: rows that need it are left out
+	Checkout   string // where samples/ lies; scripts run in it
+	Kubeconfig string
+	Out        io.Writer // gets the table and, for red rows, what was seen
+	Verbose    bool      // print each line that is run
+	Break      string    // a negative control: what to leave out of the script, see scripts/*.txtar
+}
+
+// Row is one thing to be seen.
+type Row struct {
+	ID, Want string
+	Seen     string // empty if all was as wanted; else the first thing that was not
+	Took     time.Duration
+}
+
+// Red tells whether something was not as wanted.
+func (r Row) Red() bool { return r.Seen != "" }
+
+// Run runs a script and prints its table. The error is about the run itself; red rows are not an error.
+func Run(ctx context.Context, o Options) ([]Row, error) {
+	text, err := render(o)
+	if err != nil {
+		return nil, err
+	}
+	return runText(ctx, o, text)
+}
+
+func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
+	dir, err := os.MkdirTemp("", "heddle-verify-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, o.Script+".txtar")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return nil, err
+	}
+	r := &run{ctx: ctx, o: o, kept: map[string]string{}}
+	t := &harness{verbose: o.Verbose, out: o.Out}
+	done := make(chan any)
+	go func() { // testscript ends a run by a panic of its own through FailNow
+		defer func() { done <- recover() }()
+		testscript.RunT(t, testscript.Params{
+			Files: []string{file}, WorkdirRoot: dir, ContinueOnError: true, Cmds: r.commands(),
+			Setup: func(e *testscript.Env) error {
+				e.Setenv("PATH", o.Bin+":"+os.Getenv("PATH"))
+				e.Setenv("KUBECONFIG", o.Kubeconfig)
+				e.Setenv("HOME", os.Getenv("HOME"))
+				e.Setenv("PEER", o.Peer)
+				return nil
+			},
+		})
+	}()
+	if p := <-done; p != nil && p != errStop {
+		return nil, fmt.Errorf("script %s: %v", o.Script, p)
+	}
+	r.close()
+	if len(r.rows) == 0 {
+		return nil, fmt.Errorf("script %s checked nothing: %s", o.Script, t.log.String())
+	}
+	r.print()
+	return r.rows, nil
+}
+
+// render fills the names into a script.
+func render(o Options) ([]byte, error) {
+	raw, err := scripts.ReadFile("scripts/" + o.Script + ".txtar")
+	if err != nil {
+		return nil, fmt.Errorf("there is no script %q", o.Script)
+	}
+	t, err := template.New(o.Script).Option("missingkey=error").Funcs(template.FuncMap{"dict": dict}).Parse(string(raw))
+	if err != nil {
+		return nil, fmt.Errorf("script %s: %w", o.Script, err)
+	}
+	var b bytes.Buffer
+	err = t.Execute(&b, struct {
+		Names
+		Break string
+		Peer  bool
+		Root  string
+	}{o.Names, o.Break, o.Peer != "", o.Checkout})
+	return b.Bytes(), err
+}
+
+// dict gives a template of a script its two arguments.
+func dict(nameKey string, names any, nsKey string, ns any) map[string]any {
+	return map[string]any{nameKey: names, nsKey: ns}
+}
+
+type run struct {
+	ctx        context.Context
+	o          Options
+	rows       []Row
+	current    *Row
+	began      time.Time
+	output     string
+	code       int
+	kept       map[string]string
+	deviations []string
+}
+
+func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"row": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) == 2, "row ID 'what is to be seen'")
+			r.close()
+			r.current, r.began = &Row{ID: a[0], Want: a[1]}, time.Now()
+		},
+		"run": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) == 1, "run 'shell line'")
+			r.shell(ts, a[0])
+		},
+		"until": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) >= 3, "until DURATION 'shell line' REGEXP…")
+			limit, err := time.ParseDuration(a[0])
+			ts.Check(err)
+			for end := time.Now().Add(limit); ; time.Sleep(pollEvery) {
+				r.shell(ts, a[1])
+				missing := r.missing(ts, a[2:])
+				if missing == "" || r.ctx.Err() != nil {
+					return
+				}
+				if time.Now().After(end) {
+					r.red("after " + a[0] + " no " + missing)
+					return
+				}
+			}
+		},
+		"out": func(ts *testscript.TestScript, neg bool, a []string) {
+			if m := r.missing(ts, a); m != "" {
+				r.red("no " + m)
+			}
+		},
+		"notout": func(ts *testscript.TestScript, _ bool, a []string) {
+			for _, p := range a {
+				if expression(ts, p).MatchString(r.output) {
+					r.red("there is " + p)
+				}
+			}
+		},
+		"count": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) == 2, "count N REGEXP")
+			n, err := strconv.Atoi(a[0])
+			ts.Check(err)
+			if have := len(expression(ts, a[1]).FindAllString(r.output, -1)); have != n {
+				r.red(fmt.Sprintf("%d, not %d, of %s", have, n, a[1]))
+			}
+		},
+		"code": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) == 1, "code N")
+			if strconv.Itoa(r.code) != a[0] {
+				r.red(fmt.Sprintf("exit code %d, not %s", r.code, a[0]))
+			}
+		},
+		"keep": func(ts *testscript.TestScript, _ bool, a []string) { r.kept[a[0]] = r.output },
+		"same": func(ts *testscript.TestScript, _ bool, a []string) {
+			if r.kept[a[0]] != r.output || r.output == "" {
+				r.red("not the same as " + a[0])
+			}
+		},
+		"differs": func(ts *testscript.TestScript, _ bool, a []string) {
+			if r.kept[a[0]] == r.output || r.output == "" || r.kept[a[0]] == "" {
+				r.red("not another than " + a[0])
+			}
+		},
+		"deviates": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) == 2 && strings.HasPrefix(a[0], "D-"), "deviates D-N 'why'")
+			if d := a[0] + "  " + a[1]; !slices.Contains(r.deviations, d) {
+				r.deviations = append(r.deviations, d)
+			}
+			need(ts, len(r.deviations) <= MaxDeviations, "fewer deviations")
+		},
+	}
+}
+
+func need(ts *testscript.TestScript, ok bool, usage string) {
+	if !ok {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
+
+func expression(ts *testscript.TestScript, p string) *regexp.Regexp {
+	e, err := regexp.Compile("(?m)" + p)
+	ts.Check(err)
+	return e
+}
+
+// shell runs a line in the checkout, as a reader of the document would.
+func (r *run) shell(ts *testscript.TestScript, line string) {
+	if r.o.Verbose {
+		fmt.Fprintln(r.o.Out, "$ "+line)
+	}
+	work := ts.MkAbs(".")
+	err := ts.Exec("bash", "-c", "cd "+r.o.Checkout+" && W="+work+"; "+line)
+	r.output, r.code = ts.ReadFile("stdout")+ts.ReadFile("stderr"), 0
+	if exit, ok := err.(interface{ ExitCode() int }); ok {
+		r.code = exit.ExitCode()
+	} else if err != nil {
+		r.code, r.output = 1, r.output+err.Error()
+	}
+	if r.o.Verbose {
+		fmt.Fprint(r.o.Out, r.output)
+	}
+}
+
+func (r *run) missing(ts *testscript.TestScript, patterns []string) string {
+	for _, p := range patterns {
+		if !expression(ts, p).MatchString(r.output) {
+			return p
+		}
+	}
+	return ""
+}
+
+// red notes the first thing of a row that was not as wanted.
+func (r *run) red(what string) {
+	if r.current == nil {
+		r.current = &Row{ID: "-", Want: "a check belongs to a row"}
+	}
+	if r.current.Seen == "" {
+		r.current.Seen = what + "; seen: " + strings.TrimSpace(r.output)
+	}
+}
+
+func (r *run) close() {
+	if r.current != nil {
+		r.current.Took = time.Since(r.began)
+		r.rows = append(r.rows, *r.current)
+		r.current = nil
+	}
+}
+
+func (r *run) print() {
+	w := tabwriter.NewWriter(r.o.Out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ITEM\tTO BE SEEN\tSEEN\tTIME")
+	for _, row := range r.rows {
+		seen := "yes"
+		if row.Red() {
+			seen = "NO"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.1fs\n", row.ID, row.Want, seen, row.Took.Seconds())
+	}
+	w.Flush()
+	for _, row := range r.rows {
+		if row.Red() {
+			fmt.Fprintf(r.o.Out, "\n%s: %s\n", row.ID, row.Seen)
+		}
+	}
+	if len(r.deviations) > 0 {
+		fmt.Fprintln(r.o.Out, "\nRun otherwise than the document has it:")
+		for _, d := range r.deviations {
+			fmt.Fprintln(r.o.Out, "  "+d)
+		}
+	}
+}
+
+// harness is what testscript runs in, in place of a *testing.T.
+type harness struct {
+	verbose bool
+	out     io.Writer
+	log     bytes.Buffer
+}
+
+var errStop = fmt.Errorf("stopped")
+
+func (h *harness) Skip(a ...any)                      { panic(errStop) }
+func (h *harness) Fatal(a ...any)                     { fmt.Fprintln(&h.log, a...); panic(errStop) }
+func (h *harness) FailNow()                           { panic(errStop) }
+func (h *harness) Parallel()                          {}
+func (h *harness) Log(a ...any)                       { fmt.Fprintln(&h.log, a...) }
+func (h *harness) Run(_ string, f func(testscript.T)) { f(h) }
+func (h *harness) Verbose() bool                      { return false }
