@@ -485,13 +485,15 @@ func (c *client) respond(s *subscription, set []*Resource, gone []string, now ti
 }
 
 // popRetry returns what is still worth sending of a part of a rejected response.
-func (s *subscription) popRetry(l layers) []*Resource {
+func (s *subscription) popRetry(l layers) (set []*Resource) {
 	part := s.retry[0]
 	s.retry = s.retry[1:]
-	return slices.DeleteFunc(slices.Clone(part), func(r *Resource) bool {
-		want, _ := s.want(l, r.Name)
-		return want != r
-	})
+	for _, r := range part {
+		if want, _ := s.want(l, r.Name); want != nil && want.Version == r.Version {
+			set = append(set, want)
+		}
+	}
+	return set
 }
 
 // sync says how the client stands.
