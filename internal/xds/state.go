@@ -430,7 +430,7 @@ func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string)
 			}
 			send(s, d.set, d.none)
 			d.set, d.none = nil, nil
-		case d.empty():
+		case !more:
 			for len(s.retry) > 0 && s.out == nil {
 				if set := s.popRetry(l); len(set) > 0 {
 					send(s, set, nil)

@@ -122,7 +122,7 @@ func TestState(t *testing.T) {
 			delta: "pub cds a@1\nreq cds\nout cds a@1\nack cds\npub cds b@1 -a\nout cds b@1 -a\nnack cds x\nbad cds b x\nout cds -a\nnack cds x\nbad cds x",
 		},
 		{
-			name: "a retry of what has changed meanwhile is dropped",
+			name:  "a retry of what has changed meanwhile is dropped",
 			delta: "pub cds a@1 b@1\nreq cds\nout cds a@1 b@1\npub cds a@2\npub cds -b\nnack cds x\nout cds a@2 -b\nack cds\nsync cds synced",
 		},
 		{
@@ -159,12 +159,12 @@ func TestState(t *testing.T) {
 				"pub cds a@2\nout cds a@2 b@1\nout eds a@1\nack eds +a +b\nack cds",
 		},
 		{
-			name: "an assignment in flight is sent once more after its cluster",
+			name:  "an assignment in flight is sent once more after its cluster",
 			delta: "pub cds a@1\npub eds a@1\nreq cds\nout cds a@1\nreq eds +a\nout eds a@1\nack cds\npub cds a@2\nout cds a@2\nack eds\nout eds a@1",
 			sotw:  "pub cds a@1\npub eds a@1\nreq cds\nout cds a@1\nreq eds +a\nout eds a@1\nack cds\npub cds a@2\nout cds a@2\nack eds +a\nout eds a@1",
 		},
 		{
-			name: "an assignment that is not there is said so after its cluster",
+			name:  "an assignment that is not there is said so after its cluster",
 			delta: "pub cds a@1\nreq cds\nout cds a@1\nreq eds +a\nout eds -a\nack eds\nack cds\npub cds a@2\nout cds a@2\nout eds -a",
 		},
 		{
@@ -185,7 +185,7 @@ func TestState(t *testing.T) {
 				"ack lds\nhold\npub cds c@1\npub lds c@1\ngo\nwait 4999ms\nwait 1ms\nout lds c@1",
 		},
 		{
-			name: "a listener whose cluster is out does not wait for the answer",
+			name:  "a listener whose cluster is out does not wait for the answer",
 			delta: "req cds\nout cds\nack cds\nreq lds\nout lds\nack lds\nhold\npub cds a@1\npub lds a@1\ngo\nout cds a@1\nout lds a@1",
 		},
 		{
