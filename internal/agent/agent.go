@@ -58,7 +58,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 
 	admin := newAdmin(c.adminSocket())
 	drain := sync.OnceValue(func() error { return drainInbound(context.WithoutCancel(ctx), admin) }) // once, whoever asks
-	st := &status{
+	st := &statusServer{
 		admin: admin, rotation: rotation, pod: c.Addresses[0], probers: c.Probers, scrape: c.Scrape, log: log,
 		drain: drain, quit: quit,
 	}
@@ -98,7 +98,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		if derr := drain(); derr != nil {
 			log.LogAttrs(serving, slog.LevelWarn, "drain", slog.Any("err", derr))
 		}
-		awaitIdle(serving, envoy.done, admin, c.EndDrain)
+		awaitIdle(serving, envoy.done, c.EndDrain, func(ctx context.Context) (int, error) { return openConnections(ctx, admin) })
 	}
 	envoy.stop()
 	stop()
@@ -106,7 +106,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 }
 
 // serveAll opens every socket before it serves the first, so that Envoy finds them all.
-func (c Config) serveAll(ctx context.Context, group *errgroup.Group, relay *xds.Relay, sds *secrets, st *status, admin *envoyAdmin) error {
+func (c Config) serveAll(ctx context.Context, group *errgroup.Group, relay *xds.Relay, sds *secrets, st *statusServer, admin *envoyAdmin) error {
 	if err := os.Remove(c.xdsSocket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the last run's socket: %w", err)
 	}
@@ -199,12 +199,12 @@ func drainInbound(ctx context.Context, admin *envoyAdmin) error {
 }
 
 // awaitIdle returns when no connection has been open for a while, when Envoy has ended, or after atMost.
-func awaitIdle(ctx context.Context, ended <-chan struct{}, admin *envoyAdmin, atMost time.Duration) {
+func awaitIdle(ctx context.Context, ended <-chan struct{}, atMost time.Duration, open func(context.Context) (int, error)) {
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	idleSince := time.Now()
 	for {
-		if n, err := openConnections(ctx, admin); err != nil || n > 0 {
+		if n, err := open(ctx); err != nil || n > 0 {
 			idleSince = time.Now()
 		} else if time.Since(idleSince) >= quiet {
 			return

@@ -172,7 +172,7 @@ func Read(e Environment) (Config, error) {
 	if c.NodeCluster == "" {
 		c.NodeCluster = "istio-proxy"
 	}
-	c.Metadata, err = metadata(e, c, raw, labels)
+	c.Metadata, err = nodeMetadata(e, c, raw, labels)
 	fault("ISTIO_METAJSON_*", err)
 	c.ClusterID, _ = c.Metadata["CLUSTER_ID"].(string)
 	if len(faults) > 0 {
@@ -239,8 +239,8 @@ func addresses(e Environment) ([]netip.Addr, error) {
 	return found, nil
 }
 
-// metadata gathers what the plane is told about the node: ISTIO_META_* as text, ISTIO_METAJSON_* as JSON, and the pod.
-func metadata(e Environment, c Config, proxyConfig json.RawMessage, labels map[string]string) (map[string]any, error) {
+// nodeMetadata gathers what the plane is told about the node: ISTIO_META_* as text, ISTIO_METAJSON_* as JSON, and the pod.
+func nodeMetadata(e Environment, c Config, proxyConfig json.RawMessage, labels map[string]string) (map[string]any, error) {
 	m := map[string]any{
 		"ISTIO_VERSION": apiLevel, "CLUSTER_ID": "Kubernetes",
 		"NAME": e.Vars["POD_NAME"], "NAMESPACE": e.Vars["POD_NAMESPACE"], "SERVICE_ACCOUNT": e.Vars["SERVICE_ACCOUNT"],

@@ -15,8 +15,8 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 )
 
-// status answers on the agent's port: readiness, merged metrics, the application's probes, and orders from the pod itself.
-type status struct {
+// statusServer answers on the agent's port: readiness, merged metrics, the application's probes, and orders from the pod itself.
+type statusServer struct {
 	admin    *envoyAdmin
 	rotation *identity.Rotation
 	pod      netip.Addr
@@ -30,7 +30,7 @@ type status struct {
 	draining   atomic.Bool
 }
 
-func (s *status) handler() http.Handler {
+func (s *statusServer) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.ready(r.Context()); err != nil {
@@ -68,7 +68,7 @@ const (
 
 // ready tells why the pod must get no traffic yet, or no more. Envoy calls itself live after a first configuration that it
 // rejected, too; so its counters are asked until both kinds were accepted once.
-func (s *status) ready(ctx context.Context) error {
+func (s *statusServer) ready(ctx context.Context) error {
 	if s.draining.Load() {
 		return errors.New("draining")
 	}
@@ -102,7 +102,7 @@ func statValue(stats, name string) string {
 }
 
 // metrics merges Envoy's, the application's and the agent's own. One that fails leaves the others readable, with a comment.
-func (s *status) metrics(w http.ResponseWriter, r *http.Request) {
+func (s *statusServer) metrics(w http.ResponseWriter, r *http.Request) {
 	const format = "text/plain; version=0.0.4"
 	w.Header().Set("Content-Type", format)
 	part := func(client *http.Client, url string) {
@@ -133,7 +133,7 @@ func (s *status) metrics(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *status) probe(w http.ResponseWriter, r *http.Request) {
+func (s *statusServer) probe(w http.ResponseWriter, r *http.Request) {
 	p, ok := s.probers[r.URL.Path]
 	if !ok {
 		http.NotFound(w, r)

@@ -1,0 +1,225 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	securityv1 "istio.io/api/security/v1alpha1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+// memory is an identity.Store.
+type memory struct{ data map[string][]byte }
+
+func (m *memory) Load(context.Context) (map[string][]byte, error)     { return m.data, nil }
+func (m *memory) Create(_ context.Context, d map[string][]byte) error { m.data = d; return nil }
+
+func newAuthority(t *testing.T) *identity.Authority {
+	t.Helper()
+	a, err := identity.Open(t.Context(), nil, &memory{}, "cluster.local", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// issuer signs for whoever shows the token that it wants.
+type issuer struct {
+	securityv1.UnimplementedIstioCertificateServiceServer
+	authority *identity.Authority
+	token     string
+}
+
+func (i *issuer) CreateCertificate(ctx context.Context, in *securityv1.IstioCertificateRequest) (*securityv1.IstioCertificateResponse, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if a, c := md.Get("authorization"), md.Get("clusterid"); len(a) != 1 || a[0] != "Bearer "+i.token || len(c) != 1 || c[0] != "east" {
+		return nil, status.Errorf(codes.Unauthenticated, "token %q, cluster %q", a, c)
+	}
+	chain, err := i.authority.Sign([]byte(in.Csr), mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "web"}, time.Duration(in.ValidityDuration)*time.Second, time.Now())
+	return &securityv1.IstioCertificateResponse{CertChain: chain}, err
+}
+
+// plane serves TLS under the name localhost with a certificate of the authority.
+func plane(t *testing.T, a *identity.Authority, address string, register func(*grpc.Server)) (net.Addr, *grpc.Server) {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(xds.ServerCodec(), grpc.Creds(credentials.NewTLS(&tls.Config{
+		GetCertificate: a.Serving([]string{"localhost"}, time.Now).GetCertificate, MinVersion: tls.VersionTLS12,
+	})))
+	register(server)
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	return l.Addr(), server
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The token is read for each call and the root for each connection; a plane of another mesh is refused.
+func TestUpstream(t *testing.T) {
+	a, foreign := newAuthority(t), newAuthority(t)
+	ca := &issuer{authority: a, token: "first"}
+	addr, _ := plane(t, a, "127.0.0.1:0", func(s *grpc.Server) { securityv1.RegisterIstioCertificateServiceServer(s, ca) })
+	_, port, _ := net.SplitHostPort(addr.String())
+	dir := t.TempDir()
+	c := Config{ClusterID: "east", Token: filepath.Join(dir, "token"), Root: filepath.Join(dir, "root")}
+	write(t, c.Root, foreign.Roots())
+	write(t, c.Token, "first\n")
+	connect := func(host string) securityv1.IstioCertificateServiceClient {
+		t.Helper()
+		conn, err := dial(net.JoinHostPort(host, port), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return securityv1.NewIstioCertificateServiceClient(conn)
+	}
+	client := connect("localhost")
+
+	failing, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := identity.Obtain(failing, client, time.Hour); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a plane under another root: %v", err)
+	}
+	write(t, c.Root, a.Roots())
+	if _, err := identity.Obtain(t.Context(), client, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	ca.token = "second"
+	if _, err := identity.Obtain(t.Context(), client, time.Hour); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("old token: %v", err)
+	}
+	write(t, c.Token, "second")
+	if _, err := identity.Obtain(t.Context(), client, time.Hour); err != nil {
+		t.Error(err)
+	}
+
+	misnamed, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := identity.Obtain(misnamed, connect("127.0.0.1"), time.Hour); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a plane under another name: %v", err)
+	}
+}
+
+// Envoy gets its secrets when there are any, again when they are renewed, and no answer to an answer.
+func TestSecrets(t *testing.T) {
+	a, mounted := newAuthority(t), newAuthority(t)
+	root := filepath.Join(t.TempDir(), "root")
+	write(t, root, mounted.Roots())
+	next := make(chan identity.Credential)
+	rotation := identity.NewRotation(func(ctx context.Context) (identity.Credential, error) {
+		select {
+		case c := <-next:
+			return c, nil
+		case <-ctx.Done():
+			return identity.Credential{}, errors.New("ended")
+		}
+	}, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go rotation.Run(ctx)
+
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(xds.ServerCodec())
+	secretv3.RegisterSecretDiscoveryServiceServer(server, &secrets{rotation: rotation, root: root, log: slog.New(slog.DiscardHandler)})
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	open := func(names ...string) secretv3.SecretDiscoveryService_StreamSecretsClient {
+		t.Helper()
+		s, err := secretv3.NewSecretDiscoveryServiceClient(conn).StreamSecrets(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(&discoveryv3.DiscoveryRequest{TypeUrl: secretType, ResourceNames: names}); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	receive := func(s secretv3.SecretDiscoveryService_StreamSecretsClient) (*discoveryv3.DiscoveryResponse, *tlsv3.Secret) {
+		t.Helper()
+		r, err := s.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		secret := new(tlsv3.Secret)
+		if len(r.Resources) > 0 {
+			if err := r.Resources[0].UnmarshalTo(secret); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return r, secret
+	}
+	// A life of a tenth of a second makes the rotation ask for the next at once.
+	credential := func(name string) identity.Credential {
+		return identity.Credential{Chain: []byte(name), Key: []byte("key of " + name), Roots: []byte(a.Roots()), NotAfter: time.Now().Add(100 * time.Millisecond)}
+	}
+
+	own, roots, other := open(ownSecret), open(rootSecret), open("kubernetes://gateway")
+	next <- credential("one")
+	first, secret := receive(own)
+	if got := secret.GetTlsCertificate(); secret.GetName() != ownSecret || string(got.GetCertificateChain().GetInlineBytes()) != "one" || string(got.GetPrivateKey().GetInlineBytes()) != "key of one" {
+		t.Errorf("own secret is %s with chain %q", secret.GetName(), got.GetCertificateChain())
+	}
+	_, secret = receive(roots)
+	for what, bundle := range map[string]string{"the CA's": a.Roots(), "the mounted": mounted.Roots()} {
+		block, _ := pem.Decode([]byte(bundle))
+		trusted := secret.GetValidationContext().GetTrustedCa().GetInlineBytes()
+		if !bytes.Contains(trusted, []byte(bundle)) || block == nil || !x509.NewCertPool().AppendCertsFromPEM(trusted) {
+			t.Errorf("%s root is not trusted", what)
+		}
+	}
+	if r, _ := receive(other); len(r.Resources) != 0 {
+		t.Errorf("a secret of others is answered by %d resources", len(r.Resources))
+	}
+
+	// The answer to the first goes out before the second comes: were it taken for a request, "one" would come again.
+	if err := own.Send(&discoveryv3.DiscoveryRequest{TypeUrl: secretType, ResourceNames: []string{ownSecret}, ResponseNonce: first.Nonce, VersionInfo: first.VersionInfo}); err != nil {
+		t.Fatal(err)
+	}
+	next <- credential("two")
+	second, secret := receive(own)
+	if got := string(secret.GetTlsCertificate().GetCertificateChain().GetInlineBytes()); got != "two" || second.VersionInfo == first.VersionInfo || second.Nonce == first.Nonce {
+		t.Errorf("after renewal the chain is %q", got)
+	}
+	late := open(ownSecret)
+	if _, secret = receive(late); string(secret.GetTlsCertificate().GetCertificateChain().GetInlineBytes()) != "two" {
+		t.Error("a new stream does not get the present secret")
+	}
+}

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+func listen(t *testing.T) (net.Listener, int) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l, l.Addr().(*net.TCPAddr).Port
+}
+
+// Every row is a probe as the injector writes it, asked as the kubelet asks.
+func TestProbes(t *testing.T) {
+	app := http.NewServeMux()
+	app.HandleFunc("/ok", func(w http.ResponseWriter, r *http.Request) {
+		if host, _, _ := net.SplitHostPort(r.RemoteAddr); r.TLS == nil && host != "127.0.0.6" {
+			t.Errorf("the application sees the probe come from %s", r.RemoteAddr)
+		}
+		if r.UserAgent() != "kube-probe/1.35" {
+			t.Errorf("user agent is %q", r.UserAgent())
+		}
+	})
+	app.HandleFunc("/host", func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != "shop.example" || r.Header.Get("X-A") != "b" || r.URL.RawQuery != "q=1" {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	})
+	app.HandleFunc("/sick", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	app.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	app.HandleFunc("/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", http.StatusFound) })
+	app.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://example.invalid/", http.StatusFound)
+	})
+	plain, secure := httptest.NewServer(app), httptest.NewTLSServer(app)
+	defer plain.Close()
+	defer secure.Close()
+	port := plain.Listener.Addr().(*net.TCPAddr).Port
+	tlsPort := secure.Listener.Addr().(*net.TCPAddr).Port
+	closed, closedPort := listen(t)
+	_ = closed.Close()
+
+	l, grpcPort := listen(t)
+	checks := health.NewServer()
+	checks.SetServingStatus("sick", healthv1.HealthCheckResponse_NOT_SERVING)
+	server := grpc.NewServer()
+	healthv1.RegisterHealthServer(server, checks)
+	go func() { _ = server.Serve(l) }()
+	defer server.Stop()
+
+	rows := []struct {
+		name, prober string
+		code         int
+	}{
+		{"http", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d}}`, port), 200},
+		{"path without slash", fmt.Sprintf(`{"httpGet":{"path":"ok","port":%d,"scheme":"HTTP"}}`, port), 200},
+		{"headers and query", fmt.Sprintf(`{"httpGet":{"path":"/host?q=1","port":%d,"httpHeaders":[{"name":"Host","value":"shop.example"},{"name":"X-A","value":"b"}]}}`, port), 200},
+		{"status is the application's", fmt.Sprintf(`{"httpGet":{"path":"/sick","port":%d}}`, port), 418},
+		{"no such path", fmt.Sprintf(`{"httpGet":{"path":"/none","port":%d}}`, port), 404},
+		{"redirect within", fmt.Sprintf(`{"httpGet":{"path":"/moved","port":%d}}`, port), 200},
+		{"redirect elsewhere", fmt.Sprintf(`{"httpGet":{"path":"/away","port":%d}}`, port), 302},
+		{"timeout", fmt.Sprintf(`{"httpGet":{"path":"/slow","port":%d},"timeoutSeconds":1}`, port), 503},
+		{"https, certificate of anyone", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d,"scheme":"HTTPS"}}`, tlsPort), 200},
+		{"https to a plain port", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d,"scheme":"HTTPS"}}`, port), 503},
+		{"http, nobody there", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d}}`, closedPort), 503},
+		{"tcp", fmt.Sprintf(`{"tcpSocket":{"port":%d}}`, port), 200},
+		{"tcp, nobody there", fmt.Sprintf(`{"tcpSocket":{"port":%d}}`, closedPort), 503},
+		{"grpc", fmt.Sprintf(`{"grpc":{"port":%d}}`, grpcPort), 200},
+		{"grpc, not serving", fmt.Sprintf(`{"grpc":{"port":%d,"service":"sick"}}`, grpcPort), 503},
+		{"grpc, no such service", fmt.Sprintf(`{"grpc":{"port":%d,"service":"none"}}`, grpcPort), 503},
+		{"grpc, nobody there", fmt.Sprintf(`{"grpc":{"port":%d}}`, closedPort), 503},
+		{"nothing", `{}`, 501},
+	}
+	s := &statusServer{pod: netip.MustParseAddr("127.0.0.1"), probers: map[string]Prober{}}
+	for i, row := range rows {
+		var p Prober
+		if err := json.Unmarshal([]byte(row.prober), &p); err != nil {
+			t.Fatal(err)
+		}
+		s.probers[fmt.Sprintf("/app-health/c%d/livez", i)] = p
+	}
+	s.probers["/app-lifecycle/c/prestopz"] = s.probers["/app-health/c0/livez"]
+	ask := func(path string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("GET", path, nil)
+		r.Header.Set("User-Agent", "kube-probe/1.35")
+		w := httptest.NewRecorder()
+		s.handler().ServeHTTP(w, r)
+		return w
+	}
+	for i, row := range rows {
+		if w := ask(fmt.Sprintf("/app-health/c%d/livez", i)); w.Code != row.code {
+			t.Errorf("%s: %d %s, want %d", row.name, w.Code, strings.TrimSpace(w.Body.String()), row.code)
+		}
+	}
+	if w := ask("/app-lifecycle/c/prestopz"); w.Code != 200 {
+		t.Errorf("hook: %d", w.Code)
+	}
+	if w := ask("/app-health/other/livez"); w.Code != 404 {
+		t.Errorf("probe of no container: %d", w.Code)
+	}
+}
