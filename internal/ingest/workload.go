@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"cmp"
+	"encoding/json"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,18 +52,26 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 	if len(w.Addresses) == 0 {
 		w.Addresses = []string{p.Status.PodIP}
 	}
+	var ports []corev1.ContainerPort
 	for _, container := range p.Spec.Containers {
-		for _, port := range container.Ports {
-			if port.Name == "" || (port.Protocol != "" && port.Protocol != corev1.ProtocolTCP) {
-				continue
-			}
-			if w.Ports == nil {
-				w.Ports = map[string]uint32{}
-			}
-			w.Ports[port.Name] = uint32(port.ContainerPort)
-		}
+		ports = append(ports, container.Ports...)
 	}
+	w.Ports = portsByName(ports)
 	return w, true
+}
+
+func portsByName(ports []corev1.ContainerPort) map[string]uint32 {
+	var out map[string]uint32
+	for _, port := range ports {
+		if port.Name == "" || (port.Protocol != "" && port.Protocol != corev1.ProtocolTCP) {
+			continue
+		}
+		if out == nil {
+			out = map[string]uint32{}
+		}
+		out[port.Name] = uint32(port.ContainerPort)
+	}
+	return out
 }
 
 // owner returns what made the pod, by its generated name; of a ReplicaSet, the Deployment behind it.
@@ -75,4 +84,14 @@ func owner(name string, p *corev1.Pod) string {
 		made = strings.TrimSuffix(made, "-"+hash)
 	}
 	return made
+}
+
+// PodPorts reads the container ports by name as a proxy's metadata POD_PORTS has them. What it cannot read is left out: the
+// pod itself says better in a moment.
+func PodPorts(s string) map[string]uint32 {
+	var ports []corev1.ContainerPort
+	if json.Unmarshal([]byte(s), &ports) != nil {
+		return nil
+	}
+	return portsByName(ports)
 }
