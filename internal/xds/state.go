@@ -330,7 +330,7 @@ func (s *subscription) diff(l layers, delta, canAsk bool) (d change) {
 			delete(s.dirty, n)
 		case !delta && !s.rule.Wildcard: // this form has no word for it
 			s.tell(nil, n)
-		case have == nil, have.Version == "":
+		case have == nil, have.Version == "", s.rule.ResendAfter != "": // the other type's answer may wait for it
 			d.none = append(d.none, n)
 		default:
 			d.gone = append(d.gone, n)
