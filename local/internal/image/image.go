@@ -73,7 +73,7 @@ func (t *table) build(ctx context.Context, o Options) ([]Built, error) {
 	slices.Sort(wanted)
 	wanted = slices.Compact(wanted)
 
-	b := &builder{table: t, Options: o}
+	b := &builder{t, o}
 	made := make([]*blob, len(wanted))
 	packages := make(map[string]map[string]string)
 	var mu sync.Mutex // guards packages

@@ -35,9 +35,9 @@ type node struct {
 
 func clean(p string) string { return strings.TrimPrefix(path.Clean("/"+p), "/") }
 
-// addDir adds a directory of this machine and all below it but what skip names.
+// addDir adds what lies below a directory of this machine, but not what lies below skip.
 // Debian packages of before the merge of / and /usr are moved below usr, so that a layer fits on any other.
-func (t tree) addDir(root string, skip func(path string) bool) error {
+func (t tree) addDir(root string, skip string) error {
 	return filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
 		if err != nil || file == root {
 			return err
@@ -49,11 +49,8 @@ func (t tree) addDir(root string, skip func(path string) bool) error {
 		if top, _, _ := strings.Cut(rel, "/"); slices.Contains([]string{"bin", "sbin", "lib", "lib64"}, top) {
 			rel = "usr/" + rel
 		}
-		if skip(rel) {
-			if d.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
+		if rel == skip {
+			return filepath.SkipDir
 		}
 		info, err := d.Info()
 		if err != nil {

