@@ -1,50 +1,40 @@
+// Command heddle-local is a real Kubernetes in one file. Called by the name of a component,
+// it is that component; each runs in a process of its own.
 package main
 
 import (
-	"os"
-	"path/filepath"
-	"fmt"
-
-	"github.com/coredns/coredns/core/dnsserver"
-	"github.com/coredns/coredns/coremain"
-	_ "github.com/coredns/coredns/plugin/cache"
-	_ "github.com/coredns/coredns/plugin/errors"
-	_ "github.com/coredns/coredns/plugin/health"
-	_ "github.com/coredns/coredns/plugin/kubernetes"
-	_ "github.com/coredns/coredns/plugin/ready"
-	_ "github.com/coredns/coredns/plugin/reload"
-	"go.etcd.io/etcd/server/v3/etcdmain"
-	"k8s.io/component-base/cli"
-	kubectl "k8s.io/kubectl/pkg/cmd"
-	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
-	kcm "k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
-	sched "k8s.io/kubernetes/cmd/kube-scheduler/app"
-	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
+	"cmp"
 	"context"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/heddle-mesh/heddle/local/internal/cli"
+	"github.com/heddle-mesh/heddle/local/internal/component"
 )
 
 func main() {
-	switch filepath.Base(os.Args[0]) {
-	case "etcd":
-		etcdmain.Main(os.Args)
-	case "coredns":
-		dnsserver.Directives = []string{"reload"}
-		coremain.Run()
-	case "kube-apiserver":
-		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
-	case "kcm":
-		os.Exit(cli.Run(kcm.NewControllerManagerCommand()))
-	case "proxy":
-		os.Exit(cli.Run(proxy.NewProxyCommand()))
-	case "sched":
-		os.Exit(cli.Run(sched.NewSchedulerCommand()))
-	case "kubelet":
-		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
-	case "kubectl":
-		os.Exit(cli.Run(kubectl.NewDefaultKubectlCommand()))
+	instance := cmp.Or(os.Getenv("HEDDLE_INSTANCE"), cli.DefaultInstance)
+	name := filepath.Base(os.Args[0])
+	if name == "kubectl" || name == "oc" {
+		code, err := cli.Kubectl(instance, name, os.Args[1:])
+		exit(code, err)
 	}
-	p, _ := layout.FromPath("x")
-	fmt.Println(p)
+	if run := component.Main(name); run != nil {
+		os.Exit(run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := cli.Command(instance).ExecuteContext(ctx); err != nil {
+		exit(1, err)
+	}
+}
+
+func exit(code int, err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+	}
+	os.Exit(code)
 }

@@ -1,0 +1,271 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heddle-mesh/heddle/local/internal/cluster"
+	"github.com/heddle-mesh/heddle/local/internal/image"
+	"github.com/heddle-mesh/heddle/local/internal/instance"
+	"github.com/heddle-mesh/heddle/local/internal/plan"
+)
+
+const (
+	stopLimit = 20 * time.Second // for killed processes to be gone; 2 s was measured
+	lockLimit = 5 * time.Minute  // for another up or down of the same instance
+)
+
+// upFlags are what up was asked for; nodes < 0 and base "" mean what the instance has.
+type upFlags struct {
+	nodes       int
+	base        string
+	checkout    string
+	controllers bool
+}
+
+func upCommand(o *options) *cobra.Command {
+	f := upFlags{}
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start the instance, or repair it, and wait until it is ready", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			inst, err := instance.Named(o.instance)
+			if err != nil {
+				return err
+			}
+			return up(cmd.Context(), inst, f, sayer{cmd.OutOrStdout(), time.Now()})
+		},
+	}
+	cmd.Flags().IntVar(&f.nodes, "nodes", -1, "how many nodes; 0 is an API server alone (default: as before, at first 1)")
+	cmd.Flags().StringVar(&f.base, "base", "", "first two octets of the addresses, as 10.200 (default: the first free ones)")
+	cmd.Flags().StringVar(&f.checkout, "checkout", "", "Heddle's source, of which images are built (default: found above the program or here)")
+	cmd.Flags().BoolVar(&f.controllers, "controllers", false, "run the controller-manager with 0 nodes too")
+	return cmd
+}
+
+func up(ctx context.Context, inst instance.Instance, f upFlags, say sayer) error {
+	if err := instance.Root(); err != nil {
+		return err
+	}
+	if f.nodes > plan.MaxNodes {
+		return fmt.Errorf("--nodes %d: an instance has at most %d", f.nodes, plan.MaxNodes)
+	}
+	unlock, err := lock(ctx, inst.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	state, err := open(ctx, inst, f.base)
+	if err != nil {
+		return err
+	}
+	want := cluster.Want{Nodes: f.nodes, Controllers: f.controllers || state.Controllers, Checkout: f.checkout}
+	if want.Nodes < 0 {
+		want.Nodes = state.Nodes
+	}
+	for _, dir := range []string{findCheckout(), state.Checkout} {
+		if want.Checkout == "" {
+			want.Checkout = dir
+		}
+	}
+	if want.Nodes > 0 && want.Checkout == "" {
+		return errors.New("images are built from Heddle's source, which was not found: run this in a checkout, or name one with --checkout")
+	}
+	if want.Checkout != "" {
+		if want.Checkout, err = filepath.Abs(want.Checkout); err != nil {
+			return err
+		}
+	}
+	if err := instance.CheckMachine(want.Nodes); err != nil {
+		return err
+	}
+	client := cluster.Dial(inst)
+	if !client.Alive(ctx) {
+		if err := say.timed(ctx, "daemon", func(ctx context.Context) error { return restart(ctx, inst, state, client) }); err != nil {
+			return err
+		}
+	}
+	work, ctx := errgroup.WithContext(ctx)
+	var images cluster.Images
+	if want.Nodes > 0 {
+		work.Go(func() error {
+			return say.timed(ctx, "images", func(ctx context.Context) (err error) {
+				images, err = build(ctx, inst, want.Checkout, nil, say)
+				return err
+			})
+		})
+	}
+	work.Go(func() error {
+		if err := client.Up(ctx, want, say.event); err != nil {
+			return fmt.Errorf("%w\nheddle-local logs lists what to read; heddle-local down --instance %s starts over", err, inst.Name)
+		}
+		return nil
+	})
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx) // the group's context ended with its work
+	if want.Nodes > 0 {
+		if err := client.Publish(ctx, images, say.event); err != nil {
+			return err
+		}
+	}
+	say.step("instance "+inst.Name+" is up", time.Since(say.began))
+	say.line("kubeconfig: %s", inst.Cluster(state, 1).Kubeconfig())
+	return nil
+}
+
+func lock(ctx context.Context, name string) (func(), error) {
+	ctx, cancel := context.WithTimeout(ctx, lockLimit)
+	defer cancel()
+	return instance.Lock(ctx, name)
+}
+
+// open returns the instance's state, and makes it for a new one.
+func open(ctx context.Context, inst instance.Instance, base string) (instance.State, error) {
+	var asked *plan.Base
+	if base != "" {
+		b, err := plan.ParseBase(base)
+		if err != nil {
+			return instance.State{}, err
+		}
+		asked = &b
+	}
+	state, err := inst.Load()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		unlock, err := lock(ctx, "") // two new instances must not choose the same addresses
+		if err != nil {
+			return state, err
+		}
+		defer unlock()
+		return inst.Choose(asked)
+	case err != nil:
+		return state, err
+	case asked != nil && *asked != state.Base:
+		return state, fmt.Errorf("instance %s has base %s: take it down before you choose another", inst.Name, state.Base)
+	}
+	return state, nil
+}
+
+// restart starts the daemon on what an earlier one may have left.
+func restart(ctx context.Context, inst instance.Instance, state instance.State, client *cluster.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	if err := inst.Stop(ctx); err != nil {
+		return err
+	}
+	if err := inst.CheckBase(state); err != nil {
+		return err
+	}
+	if err := inst.Save(state); err != nil { // and the directories
+		return err
+	}
+	return client.Start(ctx)
+}
+
+// build brings the images, of no names all, into the instance's layout. All are those of
+// Heddle's own programs only where the programs are.
+func build(ctx context.Context, inst instance.Instance, checkout string, names []string, say sayer) (cluster.Images, error) {
+	o := image.Options{
+		Root: checkout, Cache: instance.Cache, Layout: inst.Layout(), Images: names,
+		Progress: func(line string) { say.line("    %s", line) },
+	}
+	if len(names) == 0 {
+		o.Images = []string{"pause", "coredns", "curl", "httpbin"}
+		for _, own := range []struct{ image, program string }{{"heddle", "heddle"}, {"proxy", "heddle-node"}} {
+			if _, err := os.Stat(filepath.Join(checkout, "bin", own.program)); err == nil {
+				o.Images = append(o.Images, own.image)
+			}
+		}
+	}
+	if _, err := image.Build(ctx, o); err != nil {
+		return cluster.Images{}, err
+	}
+	data, err := os.ReadFile(filepath.Join(o.Layout, image.RefsFile))
+	if err != nil {
+		return cluster.Images{}, err
+	}
+	var images cluster.Images
+	if err := json.Unmarshal(data, &images); err != nil {
+		return images, fmt.Errorf("read references of images: %w", err)
+	}
+	return images, nil
+}
+
+func loadCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "load [IMAGE...]",
+		Short: "Build images again (heddle, proxy, …; default all), serve them and tell the cluster their names; nothing is restarted",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			inst, err := instance.Named(o.instance)
+			if err != nil {
+				return err
+			}
+			if err := instance.Root(); err != nil {
+				return err
+			}
+			state, err := inst.Load()
+			if err != nil || state.Nodes == 0 {
+				return fmt.Errorf("instance %s is not up with a node: run heddle-local up --instance %s", inst.Name, inst.Name)
+			}
+			say := sayer{cmd.OutOrStdout(), time.Now()}
+			var images cluster.Images
+			err = say.timed(cmd.Context(), "images", func(ctx context.Context) (err error) {
+				images, err = build(ctx, inst, state.Checkout, names, say)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if err := cluster.Dial(inst).Publish(cmd.Context(), images, say.event); err != nil {
+				return err
+			}
+			say.line("heddle: %s\nproxy: %s", images.Heddle, images.Proxy)
+			return nil
+		},
+	}
+}
+
+func downCommand(o *options) *cobra.Command {
+	purge := false
+	cmd := &cobra.Command{
+		Use: "down", Short: "Take the instance away, with everything it consists of", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			inst, err := instance.Named(o.instance)
+			if err != nil {
+				return err
+			}
+			if err := instance.Root(); err != nil {
+				return err
+			}
+			unlock, err := lock(cmd.Context(), inst.Name)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			say := sayer{cmd.OutOrStdout(), time.Now()}
+			return say.timed(cmd.Context(), "instance "+inst.Name+" is down", func(ctx context.Context) error {
+				ctx, cancel := context.WithTimeout(ctx, stopLimit)
+				defer cancel()
+				if err := inst.Remove(ctx); err != nil {
+					return err
+				}
+				if purge {
+					return os.RemoveAll(instance.Cache)
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove the cache of downloads and images too, which all instances share")
+	return cmd
+}
