@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -228,7 +229,7 @@ func openConnections(ctx context.Context, admin *envoyAdmin) (int, error) {
 	n := 0
 	for line := range strings.Lines(stats) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		if strings.Contains(name, "_15021.") || strings.Contains(name, "_15090.") || strings.HasPrefix(name, "listener.admin.") {
+		if slices.ContainsFunc([]string{readiness, prometheus, "admin"}, func(own string) bool { return strings.HasPrefix(name, "listener."+own) }) {
 			continue
 		}
 		var one int

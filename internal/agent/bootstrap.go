@@ -9,7 +9,10 @@ import (
 
 type object = map[string]any
 
-const maxConnections = 1<<31 - 1
+const (
+	readiness, prometheus = "readiness", "prometheus" // Envoy's own listeners
+	maxConnections        = 1<<31 - 1
+)
 
 // xdsSocket and adminSocket lie in the agent's directory: discovery and secrets towards Envoy, and Envoy's admin.
 func (c Config) xdsSocket() string   { return filepath.Join(c.Dir, "XDS") }
@@ -43,8 +46,8 @@ func Bootstrap(c Config) ([]byte, error) {
 				cluster("prometheus_stats", object{"pipe": object{"path": c.adminSocket()}}),
 			},
 			"listeners": []object{
-				c.listener("prometheus", c.StatsPort, "/stats/prometheus", "prometheus_stats"),
-				c.listener("readiness", c.ReadyPort, "/healthz/ready", "agent"),
+				c.listener(prometheus, c.StatsPort, "/stats/prometheus", "prometheus_stats"),
+				c.listener(readiness, c.ReadyPort, "/healthz/ready", "agent"),
 			},
 		},
 		"stats_config": object{
@@ -100,7 +103,7 @@ func (c Config) listener(name string, port int, path, to string) object {
 		}}},
 	}
 	l := object{
-		"name": name, "address": socket("0.0.0.0", port), "ignore_global_conn_limit": true,
+		"name": name, "stat_prefix": name + ";", "address": socket("0.0.0.0", port), "ignore_global_conn_limit": true,
 		"filter_chains": []object{{"filters": []object{{"name": "envoy.filters.network.http_connection_manager", "typed_config": hcm}}}},
 	}
 	v4, v6 := c.families()

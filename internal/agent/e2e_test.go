@@ -1,0 +1,366 @@
+//go:build e2e
+
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	securityv1 "istio.io/api/security/v1alpha1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+const (
+	clusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
+)
+
+// envoyBinary is the pinned Envoy. Without it there is nothing to test here.
+func envoyBinary(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("HEDDLE_ENVOY")
+	if path == "" {
+		t.Fatal("HEDDLE_ENVOY is not set: it names the envoy binary of the pinned wheel")
+	}
+	return path
+}
+
+func TestBootstrapIsValid(t *testing.T) {
+	envoy := envoyBinary(t)
+	for name, c := range variants(t) {
+		t.Run(name, func(t *testing.T) {
+			b, err := Bootstrap(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(t.TempDir(), "envoy.json")
+			write(t, path, string(b))
+			out, err := exec.Command(envoy, append(Args(c, path), "--mode", "validate")...).CombinedOutput()
+			if err != nil || strings.Contains(string(out), "[warning]") {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+func pack(t *testing.T, m proto.Message) *anypb.Any {
+	t.Helper()
+	a, err := anypb.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// seal is a resource that Envoy gets.
+func seal(t *testing.T, typeURL, name string, m proto.Message) xds.Resource {
+	t.Helper()
+	r, err := xds.Seal(typeURL, name, "", m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// mutualTLS is a listener that says body to who shows a certificate of the mesh.
+func mutualTLS(t *testing.T, port int, body string) *listenerv3.Listener {
+	t.Helper()
+	sds := func(name string) *tlsv3.SdsSecretConfig {
+		return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: &corev3.ConfigSource{
+			ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(0),
+			ConfigSourceSpecifier: &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: &corev3.ApiConfigSource{
+				ApiType: corev3.ApiConfigSource_GRPC, TransportApiVersion: corev3.ApiVersion_V3, SetNodeOnFirstMessageOnly: true,
+				GrpcServices: []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: "sds-grpc"}}}},
+			}},
+		}}
+	}
+	hcm := &hcmv3.HttpConnectionManager{
+		StatPrefix:  "inbound;",
+		HttpFilters: []*hcmv3.HttpFilter{{Name: "router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &routerv3.Router{})}}},
+		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{VirtualHosts: []*routev3.VirtualHost{{
+			Name: "all", Domains: []string{"*"},
+			Routes: []*routev3.Route{{
+				Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+				Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+					Status: 200, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: body}},
+				}},
+			}},
+		}}}},
+	}
+	return &listenerv3.Listener{
+		Name: "inbound", TrafficDirection: corev3.TrafficDirection_INBOUND,
+		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(port)},
+		}}},
+		FilterChains: []*listenerv3.FilterChain{{
+			Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(t, hcm)}}},
+			TransportSocket: &corev3.TransportSocket{Name: "tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(t, &tlsv3.DownstreamTlsContext{
+				RequireClientCertificate: wrapperspb.Bool(true),
+				CommonTlsContext: &tlsv3.CommonTlsContext{
+					TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{sds(ownSecret)},
+					ValidationContextType:          &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{ValidationContextSdsSecretConfig: sds(rootSecret)},
+				},
+			})}},
+		}},
+	}
+}
+
+// freePort is one that nobody listens on now.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, port := listen(t)
+	_ = l.Close()
+	return port
+}
+
+// eventually waits for ok, at most for the given time, looking every 20 ms: what is waited for is another process.
+func eventually(t *testing.T, atMost time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > atMost {
+			t.Fatalf("not within %s: %s", atMost, what)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return time.Since(start)
+}
+
+// stand is a plane and an agent with a real Envoy.
+type stand struct {
+	*testing.T
+	config    Config
+	authority *identity.Authority
+	xds       *xds.Server
+	address   string
+	server    *grpc.Server
+	client    *http.Client
+	ended     chan error
+
+	mu    sync.Mutex
+	nacks []string
+}
+
+// Three groups of facts about a whole agent: what it waits for, what it renews, and how it ends.
+func TestAgentWithEnvoy(t *testing.T) {
+	for _, form := range []string{"delta", "sotw"} {
+		t.Run(form, func(t *testing.T) { testAgent(t, form == "delta") })
+	}
+}
+
+func testAgent(t *testing.T, delta bool) {
+	s := newStand(t, delta)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		s.ended <- Run(ctx, s.config, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
+	}()
+
+	// Without listeners from the plane the pod is not ready.
+	s.publish(1, clusterType, "c", &clusterv3.Cluster{Name: "c", ConnectTimeout: durationpb.New(time.Second)})
+	eventually(t, 10*time.Second, "Envoy waits for listeners", func() bool {
+		return strings.Contains(s.get(s.config.StatusPort, "/healthz/ready"), "503 Service")
+	})
+	port := freePort(t)
+	s.publish(2, listenerType, "inbound", mutualTLS(t, port, "one"))
+	took := eventually(t, 10*time.Second, "ready", func() bool { return s.get(s.config.ReadyPort, "/healthz/ready") == "200 OK\n" })
+	t.Logf("ready %s after the listener was published", took)
+	if got := s.get(s.config.StatsPort, "/stats/prometheus"); !strings.HasPrefix(got, "200 OK\n# TYPE") {
+		t.Errorf("Envoy's metrics: %.80s", got)
+	}
+	if got := s.get(s.config.StatusPort, "/stats/prometheus"); !strings.Contains(got, "\nheddle_agent_certificate_expiry") || !strings.Contains(got, "envoy_server_live") {
+		t.Errorf("merged metrics: %.80s", got)
+	}
+	if got := s.get(s.config.AdminPort, "/config_dump?mask=dynamic_active_secrets"); !strings.HasPrefix(got, "200") || strings.Contains(got, "PRIVATE KEY") {
+		t.Errorf("secrets in the dump: %.200s", got)
+	}
+
+	// Mutual TLS with the workload's own certificate, renewed without a pause.
+	first, body := s.hello(port)
+	if body != "one" || first.URIs[0].String() != "spiffe://cluster.local/ns/shop/sa/web" {
+		t.Fatalf("%q from %s", body, first.URIs)
+	}
+	eventually(t, s.config.CertLife, "renewal", func() bool {
+		next, _ := s.hello(port)
+		return next.SerialNumber.Cmp(first.SerialNumber) != 0
+	})
+
+	// The plane goes; traffic and readiness stay. A change made meanwhile is live within 5 s of its return.
+	s.server.Stop()
+	if _, body := s.hello(port); body != "one" {
+		t.Errorf("without a plane: %q", body)
+	}
+	s.xds = s.newServer()
+	s.publish(3, clusterType, "c", &clusterv3.Cluster{Name: "c", ConnectTimeout: durationpb.New(time.Second)})
+	s.publish(4, listenerType, "inbound", mutualTLS(t, port, "two"))
+	time.Sleep(3 * time.Second) // so that back-off has grown; nothing happens here that could be waited for
+	s.start(s.address)
+	took = eventually(t, 5*time.Second, "the change is live", func() bool { _, body := s.hello(port); return body == "two" })
+	t.Logf("change live %s after the plane's return", took)
+
+	// A rejected listener is told with Envoy's text, and changes nothing.
+	bad := mutualTLS(t, port, "three")
+	bad.FilterChains[0].Filters[0].Name = ""
+	bad.FilterChains[0].Filters[0].ConfigType = nil
+	s.publish(5, listenerType, "inbound", bad)
+	eventually(t, 5*time.Second, "rejection", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.nacks) > 0 })
+	if _, body := s.hello(port); body != "two" {
+		t.Errorf("after a rejection: %q", body)
+	}
+
+	// The end: unready at once, open connections are waited for, then all is over.
+	conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), s.client.Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	cancel()
+	eventually(t, time.Second, "unready", func() bool { return !strings.HasPrefix(s.get(s.config.ReadyPort, "/healthz/ready"), "200") })
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-s.ended; err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(start); d < quiet || d > s.config.EndDrain {
+		t.Errorf("ended after %s", d)
+	}
+	if files, _ := filepath.Glob(filepath.Join(s.config.Dir, "*")); len(files) > 0 {
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), "PRIVATE KEY") {
+				t.Errorf("a key lies in %s", f)
+			}
+		}
+	}
+}
+
+func newStand(t *testing.T, delta bool) *stand {
+	t.Helper()
+	dir := t.TempDir()
+	s := &stand{T: t, authority: newAuthority(t), ended: make(chan error, 1)}
+	s.xds = s.newServer()
+	s.start("127.0.0.1:0")
+	_, port, _ := net.SplitHostPort(s.address)
+	c, err := Read(pod(map[string]string{"INSTANCE_IP": "127.0.0.1", "ISTIO_DELTA_XDS": strconv.FormatBool(delta), "CA_ADDR": "", "PROXY_CONFIG": `{"discoveryAddress":"localhost:` + port + `","terminationDrainDuration":"8s"}`}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Binary, c.Dir, c.Token, c.Root = envoyBinary(t), dir, filepath.Join(dir, "token"), filepath.Join(dir, "root")
+	c.StatusPort, c.AdminPort, c.ReadyPort, c.StatsPort = freePort(t), freePort(t), freePort(t), freePort(t)
+	c.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	c.CertLife, c.Concurrency = 6*time.Second, 1
+	write(t, c.Token, "t")
+	write(t, c.Root, s.authority.Roots())
+	s.config = c
+
+	own, err := identity.Obtain(t.Context(), local{s.authority}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svid, err := x509svid.Parse(own.Chain, own.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := x509bundle.Parse(svid.ID.TrustDomain(), own.Roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.client = &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: tlsconfig.MTLSClientConfig(svid, bundle, tlsconfig.AuthorizeID(svid.ID)),
+	}}
+	return s
+}
+
+// local signs without a network.
+type local struct{ authority *identity.Authority }
+
+func (l local) CreateCertificate(_ context.Context, in *securityv1.IstioCertificateRequest, _ ...grpc.CallOption) (*securityv1.IstioCertificateResponse, error) {
+	return sign(l.authority, in)
+}
+
+func (s *stand) newServer() *xds.Server {
+	return xds.NewServer(xds.Options{
+		Types: []xds.TypeRule{{URL: clusterType, Wildcard: true, Order: 1}, {URL: listenerType, Wildcard: true, Order: 2}},
+		Admit: func(_ context.Context, h xds.Hello) (*xds.Session, error) {
+			return &xds.Session{ID: h.Node.GetId(), Groups: []xds.Group{"all"}, OnNack: func(_, _, detail string, _ []string) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.nacks = append(s.nacks, detail)
+			}}, nil
+		},
+	})
+}
+
+func (s *stand) start(address string) {
+	s.Helper()
+	addr, server := plane(s.T, s.authority, address, func(g *grpc.Server) {
+		s.xds.Register(g)
+		securityv1.RegisterIstioCertificateServiceServer(g, &issuer{authority: s.authority, token: "t"})
+	})
+	s.address, s.server = addr.String(), server
+}
+
+func (s *stand) publish(rev uint64, typeURL, name string, m proto.Message) {
+	s.Helper()
+	s.xds.Publish(rev, []xds.Change{{Group: "all", Type: typeURL, Set: []xds.Resource{seal(s.T, typeURL, name, m)}}})
+}
+
+// get returns the status and body of a page on the pod's loopback, or the error.
+func (s *stand) get(port int, path string) string {
+	resp, err := http.Get("http://127.0.0.1:" + strconv.Itoa(port) + path)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return resp.Status + "\n" + string(b)
+}
+
+// hello returns Envoy's certificate and its answer over mutual TLS.
+func (s *stand) hello(port int) (*x509.Certificate, string) {
+	s.Helper()
+	resp, err := s.client.Get("https://127.0.0.1:" + strconv.Itoa(port) + "/")
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return resp.TLS.PeerCertificates[0], string(b)
+}
