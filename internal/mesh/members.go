@@ -33,6 +33,7 @@ type Mesh struct {
 	ID        ID
 	System    string     // its system namespace
 	Selectors []Selector // any of them selects; none selects every namespace
+	Fault     string     // why the selectors could not be read; empty if they could
 	Created   time.Time  // decides who claimed first; zero means not created yet, after all others
 }
 
@@ -178,6 +179,9 @@ func (m Mesh) ref() Ref { return Ref{Kind: "Istio", Name: string(m.ID)} }
 
 func (m Mesh) validate() error {
 	var faults []error
+	if m.Fault != "" {
+		faults = append(faults, errors.New(m.Fault))
+	}
 	for _, s := range m.Selectors {
 		faults = append(faults, s.Validate())
 	}

@@ -1,0 +1,179 @@
+package operator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	rbacv1 "k8s.io/api/rbac/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+)
+
+// Scheme knows every kind that the operator reads or writes.
+func Scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	return s, errors.Join(clientgoscheme.AddToScheme(s), apiextensionsv1.AddToScheme(s), sailv1.AddToScheme(s), heddlev1alpha1.AddToScheme(s))
+}
+
+// applicable is an object as server-side apply wants it: without the fields that only the API server writes.
+func applicable(o client.Object) (*unstructured.Unstructured, error) {
+	// Through JSON: the converter of apimachinery does not know of custom marshallers on values.
+	raw, err := json.Marshal(o)
+	if err != nil {
+		return nil, fmt.Errorf("write %T %s: %w", o, o.GetName(), err)
+	}
+	u := &unstructured.Unstructured{}
+	if err := u.UnmarshalJSON(raw); err != nil {
+		return nil, fmt.Errorf("write %T %s: %w", o, o.GetName(), err)
+	}
+	delete(u.Object, "status")
+	unstructured.RemoveNestedField(u.Object, "metadata", "creationTimestamp")
+	unstructured.RemoveNestedField(u.Object, "spec", "template", "metadata", "creationTimestamp")
+	return u, nil
+}
+
+// apply writes one object by server-side apply. What another manager set to another value is set back: only the operator
+// writes what it owns.
+func apply(ctx context.Context, c client.Client, manager string, o client.Object) error {
+	u, err := applicable(o)
+	if err != nil {
+		return err
+	}
+	if err := c.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(manager), client.ForceOwnership); err != nil {
+		return fmt.Errorf("apply %s %s: %w", u.GetKind(), name(u), err)
+	}
+	return nil
+}
+
+func name(o client.Object) string {
+	if o.GetNamespace() == "" {
+		return o.GetName()
+	}
+	return o.GetNamespace() + "/" + o.GetName()
+}
+
+// Apply brings objects into a cluster as field manager heddle-operator and returns once the CRDs among them are served.
+// A CRD that is newer than ours stays as it is, and so does one from elsewhere that serves every version ours does.
+func Apply(ctx context.Context, config *rest.Config, objects []client.Object) error {
+	scheme, err := Scheme()
+	if err != nil {
+		return err
+	}
+	c, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return fmt.Errorf("open the cluster: %w", err)
+	}
+	var served []string
+	for _, o := range objects {
+		if crd, ok := o.(*apiextensionsv1.CustomResourceDefinition); ok {
+			there := &apiextensionsv1.CustomResourceDefinition{}
+			err := c.Get(ctx, client.ObjectKeyFromObject(crd), there)
+			if client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("read CRD %s: %w", crd.Name, err)
+			}
+			served = append(served, crd.Name)
+			if err == nil && keeps(there, crd) {
+				continue
+			}
+		}
+		if err := applyOrReplace(ctx, c, o); err != nil {
+			return err
+		}
+	}
+	for _, crd := range served {
+		if err := established(ctx, c, crd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// applyOrReplace applies; a binding whose role changed between two versions must be made anew.
+func applyOrReplace(ctx context.Context, c client.Client, o client.Object) error {
+	err := apply(ctx, c, operatorName, o)
+	switch o.(type) {
+	case *rbacv1.ClusterRoleBinding, *rbacv1.RoleBinding:
+		if apierrors.IsInvalid(err) {
+			if err := c.Delete(ctx, o); err != nil {
+				return fmt.Errorf("replace %s: %w", name(o), err)
+			}
+			return apply(ctx, c, operatorName, o)
+		}
+	}
+	return err
+}
+
+// keeps reports whether the CRD that is there must not be replaced by ours.
+func keeps(there, ours *apiextensionsv1.CustomResourceDefinition) bool {
+	if mark, ok := there.Annotations[crdVersionKey]; ok {
+		return compareVersions(mark, ours.Annotations[crdVersionKey]) > 0
+	}
+	for _, v := range ours.Spec.Versions {
+		if v.Served && !slices.ContainsFunc(there.Spec.Versions, func(t apiextensionsv1.CustomResourceDefinitionVersion) bool {
+			return t.Served && t.Name == v.Name
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// compareVersions compares versions of numbers with dots or dashes between them; other text counts as 0.
+func compareVersions(a, b string) int {
+	parse := func(s string) []int {
+		var out []int
+		for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r == '.' || r == '-' }) {
+			n, _ := strconv.Atoi(f)
+			out = append(out, n)
+		}
+		return out
+	}
+	return slices.Compare(parse(a), parse(b))
+}
+
+// established waits, at most half a minute, until the API server serves a CRD.
+func established(ctx context.Context, c client.WithWatch, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	w, err := c.Watch(ctx, &apiextensionsv1.CustomResourceDefinitionList{}, &client.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)})
+	if err != nil {
+		return fmt.Errorf("watch CRD %s: %w", name, err)
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("CRD %s is not served after 30 s: %w", name, ctx.Err())
+		case e, ok := <-w.ResultChan():
+			if !ok {
+				return fmt.Errorf("watch CRD %s: ended by the API server", name)
+			}
+			crd, isCRD := e.Object.(*apiextensionsv1.CustomResourceDefinition)
+			if !isCRD || e.Type == watch.Deleted {
+				continue
+			}
+			for _, cond := range crd.Status.Conditions {
+				if cond.Type == apiextensionsv1.Established && cond.Status == apiextensionsv1.ConditionTrue {
+					return nil
+				}
+			}
+		}
+	}
+}

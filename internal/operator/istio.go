@@ -1,0 +1,244 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Conditions of an Istio beside Sail's own; none is part of its state.
+const (
+	conditionExclusive = "NamespacesExclusive"     // no namespace that it selects belongs to another mesh
+	conditionSystem    = "SystemNamespaceSelected" // its system namespace is one of its members
+	conditionValues    = "ValuesUsed"              // every value that is set has an effect
+)
+
+// longestName is how long a mesh's name may be: istiod-<name> names a Service.
+const longestName = validation.DNS1035LabelMaxLength - len("istiod-")
+
+// istios turns an Istio into its revision, unless the mesh cannot live beside the others, and copies the status back.
+type istios struct {
+	client    client.Client
+	version   string // of this build
+	namespace string // the operator's
+	events    events.EventRecorder
+}
+
+// Reconcile writes the revision and the status of the Istio that req names.
+func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	istio := &sailv1.Istio{}
+	if err := r.client.Get(ctx, req.NamespacedName, istio); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if istio.DeletionTimestamp != nil {
+		return reconcile.Result{}, nil
+	}
+	findings, err := r.findings(ctx, istio.Name)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	old := istio.DeepCopy()
+	err = r.write(ctx, istio, findings)
+	var f fault
+	user := errors.As(err, &f)
+	if serr := r.status(ctx, istio, err); serr != nil {
+		return reconcile.Result{}, errors.Join(err, serr)
+	}
+	r.conditions(istio, findings)
+	if !equality.Semantic.DeepEqual(old.Status, istio.Status) {
+		if perr := patchStatus(ctx, r.client, istio, old); perr != nil {
+			return reconcile.Result{}, errors.Join(err, perr)
+		}
+		r.announce(old, istio)
+	}
+	if user {
+		err = nil // said in the status; tried again when something changes
+	}
+	return reconcile.Result{}, err
+}
+
+// findings are those of mesh.Members about one mesh.
+func (r *istios) findings(ctx context.Context, name string) ([]mesh.Finding, error) {
+	meshes, _, err := listMeshes(ctx, r.client)
+	if err != nil {
+		return nil, err
+	}
+	namespaces, err := listNamespaces(ctx, r.client)
+	if err != nil {
+		return nil, err
+	}
+	_, all := mesh.Members(namespaces, meshes)
+	return slices.DeleteFunc(all, func(f mesh.Finding) bool { return f.About.Name != name }), nil
+}
+
+// listNamespaces are all namespaces with the meshes that they belong to now.
+func listNamespaces(ctx context.Context, r client.Reader) ([]mesh.Namespace, error) {
+	list := metadataListOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
+	var members heddlev1alpha1.MembershipList
+	if err := errors.Join(r.List(ctx, list), r.List(ctx, &members)); err != nil {
+		return nil, fmt.Errorf("list namespaces and memberships: %w", err)
+	}
+	holders := map[string]mesh.ID{}
+	for _, m := range members.Items {
+		if m.Spec.Phase != heddlev1alpha1.Leaving {
+			holders[m.Spec.Namespace] = mesh.ID(m.Labels[labelMesh])
+		}
+	}
+	var out []mesh.Namespace
+	for _, ns := range list.Items {
+		out = append(out, mesh.Namespace{Name: ns.Name, Labels: ns.Labels, Holder: holders[ns.Name]})
+	}
+	return out, nil
+}
+
+// write applies the revision. A mesh that is refused keeps the one that it has, unchanged.
+func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh.Finding) error {
+	for _, f := range findings {
+		if f.Reason != mesh.ReasonNamespaceTaken && f.Reason != mesh.ReasonSystemNamespaceNotSelected {
+			return fault{f.Reason, f.Message}
+		}
+	}
+	if err := supported(istio); err != nil {
+		return fault{"ReconcileError", err.Error()}
+	}
+	version, err := resolveVersion(istio.Spec.Version)
+	if err != nil {
+		return fault{"ReconcileError", err.Error()}
+	}
+	values, err := resolveValues(istio)
+	if err != nil {
+		return fault{"ReconcileError", err.Error()}
+	}
+	id := mesh.ID(istio.Name)
+	// Before the first object of the mesh is there, the API server knows what its selectors are.
+	if err := apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, meshOf(istio))); err != nil {
+		return err
+	}
+	rev := &sailv1.IstioRevision{
+		TypeMeta: typeMeta(sailv1.GroupVersion.String(), "IstioRevision"),
+		ObjectMeta: metav1.ObjectMeta{Name: istio.Name, Labels: map[string]string{labelMesh: istio.Name}, OwnerReferences: []metav1.OwnerReference{{
+			APIVersion: sailv1.GroupVersion.String(), Kind: "Istio", Name: istio.Name, UID: istio.UID,
+			Controller: new(true), BlockOwnerDeletion: new(true),
+		}}},
+		Spec: sailv1.IstioRevisionSpec{Version: version, Namespace: istio.Spec.Namespace, Values: values},
+	}
+	return apply(ctx, r.client, fieldManager(id), rev)
+}
+
+// supported names what this build cannot do of what the API allows.
+func supported(istio *sailv1.Istio) error {
+	var faults []error
+	if errs := validation.IsDNS1123Label(istio.Name); len(errs) > 0 || len(istio.Name) > longestName {
+		faults = append(faults, fmt.Errorf("metadata.name %q must be lower case letters, digits and dashes, at most %d of them: it names a Service istiod-%s",
+			istio.Name, longestName, istio.Name))
+	}
+	if !slices.Contains(profiles, istio.Spec.Profile) {
+		faults = append(faults, fmt.Errorf("spec.profile %s is not supported by this build; leave it out or use one of %s",
+			istio.Spec.Profile, strings.Join(profiles[1:], ", ")))
+	}
+	if t := istio.Spec.UpdateStrategy.Type; t != "" && t != "InPlace" {
+		faults = append(faults, fmt.Errorf("spec.updateStrategy.type %s is not supported by this build; use InPlace", t))
+	}
+	_, err := resolveVersion(istio.Spec.Version)
+	_, verr := parseValues(istio.Spec.Values)
+	return errors.Join(append(faults, err, verr)...)
+}
+
+// status copies what the revision says, and what went wrong before there was one.
+func (r *istios) status(ctx context.Context, istio *sailv1.Istio, failed error) error {
+	s := &istio.Status
+	s.ObservedGeneration = istio.Generation
+	s.HeddleVersion = r.version
+	rev := &sailv1.IstioRevision{}
+	err := r.client.Get(ctx, client.ObjectKey{Name: istio.Name}, rev)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("read revision %s: %w", istio.Name, err)
+	}
+	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
+		meta.SetStatusCondition(&s.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: istio.Generation})
+	}
+	s.Revisions = sailv1.RevisionSummary{}
+	order := []string{"Reconciled", "Ready", "DependenciesHealthy"}
+	if err == nil && metav1.IsControlledBy(rev, istio) {
+		s.ActiveRevisionName, s.IstioVersion = rev.Name, rev.Spec.Version
+		s.Revisions.Total = 1
+		for _, kind := range order {
+			if c := meta.FindStatusCondition(rev.Status.Conditions, kind); c != nil {
+				set(kind, c.Status, c.Reason, c.Message)
+			} else {
+				set(kind, metav1.ConditionUnknown, "Pending", "the revision was not looked at yet")
+			}
+		}
+		if meta.IsStatusConditionTrue(rev.Status.Conditions, "Ready") {
+			s.Revisions.Ready = 1
+		}
+		if meta.IsStatusConditionTrue(rev.Status.Conditions, "InUse") {
+			s.Revisions.InUse = 1
+		}
+	} else {
+		s.ActiveRevisionName, s.IstioVersion = "", ""
+		for _, kind := range order {
+			set(kind, metav1.ConditionUnknown, "ActiveRevisionNotFound", "the revision does not exist yet")
+		}
+	}
+	var f fault
+	switch {
+	case errors.As(failed, &f):
+		set("Reconciled", metav1.ConditionFalse, f.reason, f.message)
+	case failed != nil:
+		set("Reconciled", metav1.ConditionFalse, "ReconcileError", failed.Error())
+	}
+	s.State = state(s.Conditions, order...)
+	return nil
+}
+
+// conditions says what is not as the user may think, though nothing fails.
+func (r *istios) conditions(istio *sailv1.Istio, findings []mesh.Finding) {
+	set := func(kind, reason string, messages []string) {
+		c := metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: kind, ObservedGeneration: istio.Generation}
+		if len(messages) > 0 {
+			more := ""
+			if len(messages) > 10 {
+				messages, more = messages[:10], fmt.Sprintf("; and %d more", len(messages)-10)
+			}
+			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason, strings.Join(messages, "; ")+more
+		}
+		meta.SetStatusCondition(&istio.Status.Conditions, c)
+	}
+	of := func(reason string) (out []string) {
+		for _, f := range findings {
+			if f.Reason == reason {
+				out = append(out, f.Message)
+			}
+		}
+		return out
+	}
+	set(conditionExclusive, mesh.ReasonNamespaceTaken, of(mesh.ReasonNamespaceTaken))
+	set(conditionSystem, mesh.ReasonSystemNamespaceNotSelected, of(mesh.ReasonSystemNamespaceNotSelected))
+	set(conditionValues, "UnusedValues", unusedValues(istio.Spec.Values))
+}
+
+// announce makes an event of every condition that has become false, or false for another reason.
+func (r *istios) announce(old, istio *sailv1.Istio) {
+	for _, c := range istio.Status.Conditions {
+		was := meta.FindStatusCondition(old.Status.Conditions, c.Type)
+		if c.Status == metav1.ConditionFalse && (was == nil || was.Status != c.Status || was.Message != c.Message) {
+			r.events.Eventf(istio, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
+		}
+	}
+}

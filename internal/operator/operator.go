@@ -1,0 +1,402 @@
+// Package operator is the one privileged process of a cluster: it turns Istio objects into control planes, says which
+// namespace belongs to which mesh, gives each control plane rights in its members only, and alone writes the webhook
+// configurations that bring pods and Istio objects to it.
+package operator
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/go-logr/logr"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+)
+
+// Options say where the operator runs. Config, Images and Version are required.
+type Options struct {
+	Config    *rest.Config
+	Images    Images
+	Version   string // of this build
+	Namespace string // the operator's own; heddle-system if empty
+	Log       *slog.Logger
+
+	// NoLease runs without leader election: for a process outside the cluster that is the only one.
+	NoLease bool
+	// WebhookURL is what the API server shall call instead of the operator's Service, which has no endpoint if the operator
+	// runs outside the cluster: https://10.0.0.1:9443/validate.
+	WebhookURL string
+	// Dial reaches Services of the cluster by name, as net.Dialer does from inside it.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// WebhookPort, HealthPort: 9443 and 8081 if 0. Negative turns health off.
+	WebhookPort, HealthPort int
+}
+
+// Run runs the operator until ctx ends or its lease is lost.
+func Run(ctx context.Context, o Options) error {
+	if o.Namespace == "" {
+		o.Namespace = Namespace
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+	if o.WebhookPort == 0 {
+		o.WebhookPort = webhookPort
+	}
+	if o.HealthPort == 0 {
+		o.HealthPort = healthPort
+	}
+	health := "0"
+	if o.HealthPort > 0 {
+		health = ":" + strconv.Itoa(o.HealthPort)
+	}
+	scheme, err := Scheme()
+	if err != nil {
+		return fmt.Errorf("register kinds: %w", err)
+	}
+	host := operatorName + "." + o.Namespace + ".svc"
+	probeHost, probePort := host, "443"
+	if o.WebhookURL != "" {
+		if probeHost, probePort, err = splitURL(o.WebhookURL); err != nil {
+			return err
+		}
+		host = probeHost
+	}
+	cert := &certificate{namespace: o.Namespace, host: host, now: time.Now, ready: make(chan struct{})}
+	cached, err := cacheOptions(o.Namespace)
+	if err != nil {
+		return err
+	}
+	mgr, err := manager.New(o.Config, manager.Options{
+		Scheme: scheme, Logger: logr.FromSlogHandler(o.Log.Handler()), Cache: cached,
+		Metrics: server.Options{BindAddress: "0"}, HealthProbeBindAddress: health,
+		LeaderElection: !o.NoLease, LeaderElectionID: operatorName, LeaderElectionNamespace: o.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 new(15 * time.Second), RenewDeadline: new(10 * time.Second), RetryPeriod: new(2 * time.Second),
+		WebhookServer: webhook.NewServer(webhook.Options{Port: o.WebhookPort, TLSOpts: []func(*tls.Config){func(c *tls.Config) {
+			c.GetCertificate = cert.Get
+		}}}),
+	})
+	if err != nil {
+		return fmt.Errorf("start the operator: %w", err)
+	}
+	cert.client, cert.live = mgr.GetClient(), mgr.GetAPIReader()
+	mgr.GetWebhookServer().Register("/validate", &admission.Webhook{
+		Handler: &admit{client: mgr.GetClient(), decoder: admission.NewDecoder(scheme)},
+	})
+	if err := mgr.AddReadyzCheck("webhook", func(req *http.Request) error {
+		select {
+		case <-cert.ready:
+			return mgr.GetWebhookServer().StartedChecker()(req)
+		default:
+			return errors.New("no certificate yet")
+		}
+	}); err != nil {
+		return fmt.Errorf("add the readiness check: %w", err)
+	}
+	w := wiring{mgr: mgr, o: o, cert: cert, host: probeHost, port: probePort}
+	if err := errors.Join(w.indexes(ctx), w.controllers()); err != nil {
+		return fmt.Errorf("set up the controllers: %w", err)
+	}
+	return mgr.Start(ctx)
+}
+
+// cacheOptions narrow what the operator keeps in memory to what it looks at: of most kinds only its own objects.
+func cacheOptions(namespace string) (cache.Options, error) {
+	ours, err := labels.NewRequirement(labelMesh, selection.Exists, nil)
+	if err != nil {
+		return cache.Options{}, err
+	}
+	own := cache.ByObject{Label: labels.NewSelector().Add(*ours)}
+	return cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&appsv1.Deployment{}: own, &corev1.Service{}: own, &corev1.ServiceAccount{}: own, &corev1.ConfigMap{}: own,
+			&rbacv1.RoleBinding{}: own, &rbacv1.ClusterRoleBinding{}: own,
+			&admissionv1.MutatingWebhookConfiguration{}: own, &admissionv1.ValidatingWebhookConfiguration{}: own,
+			&corev1.Pod{}: {Field: fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded))},
+			&corev1.Secret{}: {Namespaces: map[string]cache.Config{namespace: {
+				FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, certificateName),
+			}}},
+		},
+	}, nil
+}
+
+// wiring builds the controllers on one manager.
+type wiring struct {
+	mgr  manager.Manager
+	o    Options
+	cert *certificate
+	host string // where the operator's own webhook is reached
+	port string
+}
+
+func (w wiring) indexes(ctx context.Context) error {
+	add := func(o client.Object, name string, f client.IndexerFunc) error {
+		return w.mgr.GetFieldIndexer().IndexField(ctx, o, name, f)
+	}
+	pod, namespace := metadataOf(podKind), metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
+	return errors.Join(
+		add(pod, byInjected, podInjected), add(pod, byAsks, podAsks), add(namespace, byRefers, namespaceRefers),
+		add(&heddlev1alpha1.Membership{}, byName, func(o client.Object) []string { return []string{o.GetName()} }),
+	)
+}
+
+// controllers, in the order in which a mesh meets them.
+func (w wiring) controllers() error {
+	c, live, version := w.mgr.GetClient(), w.mgr.GetAPIReader(), w.o.Version
+	recorder := w.mgr.GetEventRecorder(operatorName)
+	dial := prober{dial: w.o.Dial, port: "443"}
+	roots, err := w.rootCache()
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		w.istios(&istios{client: c, version: version, namespace: w.o.Namespace, events: recorder}),
+		w.revisions(&revisions{
+			client: c, live: live, images: w.o.Images, version: version, namespace: w.o.Namespace, log: w.o.Log, prober: dial, now: time.Now,
+		}, roots),
+		w.memberships(&membership{
+			client: c, live: live, images: w.o.Images, log: w.o.Log, events: recorder, now: time.Now, leaving: map[types.UID]time.Time{},
+		}),
+		w.tags(&tags{client: c, images: w.o.Images}),
+		w.usage(&usage{client: c}),
+		w.certificates(&register{
+			client: c, live: live, namespace: w.o.Namespace, url: w.o.WebhookURL, host: w.host, prober: prober{dial: w.o.Dial, port: w.port},
+		}),
+	)
+}
+
+// rootCache follows the root ConfigMaps that control planes write, which the main cache leaves out.
+func (w wiring) rootCache() (cache.Cache, error) {
+	roots, err := cache.New(w.o.Config, cache.Options{
+		Scheme: w.mgr.GetScheme(), Mapper: w.mgr.GetRESTMapper(), DefaultTransform: cache.TransformStripManagedFields(),
+		DefaultFieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, rootName),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("follow root ConfigMaps: %w", err)
+	}
+	return roots, w.mgr.Add(roots)
+}
+
+// to sends an event to one key that the object names.
+func to(f func(client.Object) string) handler.EventHandler {
+	return handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		if name := f(o); name != "" {
+			return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: name}}}
+		}
+		return nil
+	})
+}
+
+func ofMesh(o client.Object) string { return o.GetLabels()[labelMesh] }
+
+// toAll sends an event to every object of a list.
+func toAll(c client.Reader, list func() client.ObjectList) handler.EventHandler {
+	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+		l := list()
+		if err := c.List(ctx, l); err != nil {
+			return nil // the cache is stopping
+		}
+		return requests(l)
+	})
+}
+
+func requests(l client.ObjectList) []reconcile.Request {
+	var out []reconcile.Request
+	add := func(name string) {
+		out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Name: name}})
+	}
+	switch l := l.(type) {
+	case *sailv1.IstioList:
+		for _, i := range l.Items {
+			add(i.Name)
+		}
+	case *sailv1.IstioRevisionList:
+		for _, i := range l.Items {
+			add(i.Name)
+		}
+	case *sailv1.IstioRevisionTagList:
+		for _, i := range l.Items {
+			add(i.Name)
+		}
+	case *metav1.PartialObjectMetadataList:
+		for _, i := range l.Items {
+			add(i.Name)
+		}
+	}
+	return out
+}
+
+// labelsChange passes what may move a namespace or pod: its labels and annotations, its beginning and its end.
+func labelsChange() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return !equality.Semantic.DeepEqual(e.ObjectOld.GetLabels(), e.ObjectNew.GetLabels()) ||
+			!equality.Semantic.DeepEqual(e.ObjectOld.GetAnnotations(), e.ObjectNew.GetAnnotations()) ||
+			(e.ObjectOld.GetDeletionTimestamp() == nil) != (e.ObjectNew.GetDeletionTimestamp() == nil)
+	}}
+}
+
+// specChange passes what a user may have changed, not a status.
+func specChange() predicate.Predicate {
+	return predicate.Or(predicate.GenerationChangedPredicate{}, labelsChange())
+}
+
+// existence passes the beginning and the end of objects, not their changes.
+func existence() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
+}
+
+func (w wiring) build(name string) *builder.Builder {
+	return builder.ControllerManagedBy(w.mgr).Named(name).WithOptions(controller.Options{
+		// A probe or a racing write is tried again soon; nothing here is worth waiting longer than this for.
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](20*time.Millisecond, 10*time.Second),
+	})
+}
+
+func namespaces() client.Object { return metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
+
+func (w wiring) istios(r *istios) error {
+	every := func() client.ObjectList { return &sailv1.IstioList{} }
+	return w.build("istio").
+		For(&sailv1.Istio{}, builder.WithPredicates(specChange())).
+		Owns(&sailv1.IstioRevision{}).
+		Watches(&sailv1.Istio{}, toAll(r.client, every), builder.WithPredicates(specChange())).
+		Watches(&heddlev1alpha1.Membership{}, toAll(r.client, every), builder.WithPredicates(existence())).
+		WatchesMetadata(namespaces(), toAll(r.client, every), builder.WithPredicates(labelsChange())).
+		Complete(r)
+}
+
+func (w wiring) revisions(r *revisions, roots cache.Cache) error {
+	every := func() client.ObjectList { return &sailv1.IstioRevisionList{} }
+	mesh := to(ofMesh)
+	rootOf := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		var list sailv1.IstioRevisionList
+		if err := r.client.List(ctx, &list); err != nil {
+			return nil // the cache is stopping
+		}
+		var out []reconcile.Request
+		for _, rev := range list.Items {
+			if rev.Spec.Namespace == o.GetNamespace() {
+				out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Name: rev.Name}})
+			}
+		}
+		return out
+	})
+	root := metadataOf(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
+	return w.build("revision").
+		For(&sailv1.IstioRevision{}, builder.WithPredicates(specChange())).
+		Owns(&appsv1.Deployment{}).
+		Owns(&corev1.Service{}, builder.OnlyMetadata).
+		Owns(&corev1.ServiceAccount{}, builder.OnlyMetadata).
+		Owns(&corev1.ConfigMap{}, builder.OnlyMetadata).
+		Owns(&admissionv1.MutatingWebhookConfiguration{}).
+		Owns(&admissionv1.ValidatingWebhookConfiguration{}).
+		WatchesMetadata(&rbacv1.RoleBinding{}, mesh).
+		WatchesMetadata(&rbacv1.ClusterRoleBinding{}, mesh).
+		Watches(&heddlev1alpha1.Membership{}, mesh, builder.WithPredicates(predicate.Or(existence(), predicate.GenerationChangedPredicate{}))).
+		Watches(&sailv1.IstioRevisionTag{}, to(client.Object.GetName), builder.WithPredicates(existence())).
+		WatchesMetadata(namespaces(), toAll(r.client, every), builder.WithPredicates(labelsChange())).
+		WatchesRawSource(source.Kind[client.Object](roots, root, rootOf)).
+		Complete(r)
+}
+
+func (w wiring) memberships(r *membership) error {
+	every := func() client.ObjectList { return metadataListOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
+	self := to(client.Object.GetName)
+	home := to(client.Object.GetNamespace)
+	b := w.build("membership").
+		WatchesMetadata(namespaces(), self, builder.WithPredicates(labelsChange())).
+		Watches(&heddlev1alpha1.Membership{}, self).
+		WatchesMetadata(&rbacv1.RoleBinding{}, home).
+		Watches(&sailv1.Istio{}, toAll(r.client, every), builder.WithPredicates(specChange())).
+		Watches(&sailv1.IstioRevision{}, toAll(r.client, every), builder.WithPredicates(predicate.Or(existence(), specChange())))
+	for _, k := range istioKinds() {
+		if optional(k) {
+			b = b.WatchesMetadata(k.metadata(), home, builder.WithPredicates(existence()))
+		}
+	}
+	return b.Complete(r)
+}
+
+func (w wiring) tags(r *tags) error {
+	every := toAll(r.client, func() client.ObjectList { return &sailv1.IstioRevisionTagList{} })
+	return w.build("tag").
+		For(&sailv1.IstioRevisionTag{}, builder.WithPredicates(specChange())).
+		Owns(&corev1.Service{}, builder.OnlyMetadata).
+		Watches(&sailv1.Istio{}, every).
+		Watches(&sailv1.IstioRevision{}, every, builder.WithPredicates(specChange())).
+		Watches(&admissionv1.MutatingWebhookConfiguration{}, every).
+		Watches(&admissionv1.ValidatingWebhookConfiguration{}, every).
+		Complete(r)
+}
+
+func (w wiring) usage(r *usage) error {
+	one := to(func(client.Object) string { return "all" })
+	return w.build("usage").
+		WatchesMetadata(metadataOf(podKind), one, builder.WithPredicates(labelsChange())).
+		WatchesMetadata(namespaces(), one, builder.WithPredicates(labelsChange())).
+		Watches(&sailv1.IstioRevision{}, one, builder.WithPredicates(specChange())).
+		Watches(&sailv1.IstioRevisionTag{}, one).
+		Complete(r)
+}
+
+// certificates runs in every replica; only the leader writes the configuration that points at them all.
+func (w wiring) certificates(r *register) error {
+	once := make(chan event.GenericEvent, 1)
+	once <- event.GenericEvent{Object: &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: certificateName}}}
+	self := to(client.Object.GetName)
+	return errors.Join(
+		builder.ControllerManagedBy(w.mgr).Named("certificate").WithOptions(controller.Options{NeedLeaderElection: new(false)}).
+			Watches(&corev1.Secret{}, self).WatchesRawSource(source.Channel(once, self)).Complete(w.cert),
+		w.build("webhook").Watches(&corev1.Secret{}, self).Complete(r),
+	)
+}
+
+// splitURL returns host and port of the URL under which the API server reaches the operator.
+func splitURL(text string) (host, port string, err error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return "", "", fmt.Errorf("webhook URL %q is not of the form https://HOST:PORT/validate", text)
+	}
+	if port = u.Port(); port == "" {
+		port = "443"
+	}
+	return u.Hostname(), port, nil
+}
