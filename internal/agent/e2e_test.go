@@ -313,7 +313,7 @@ func (s *stand) newServer() *xds.Server {
 	return xds.NewServer(xds.Options{
 		Types: []xds.TypeRule{{URL: clusterType, Wildcard: true, Order: 1}, {URL: listenerType, Wildcard: true, Order: 2}},
 		Admit: func(_ context.Context, h xds.Hello) (*xds.Session, error) {
-			return &xds.Session{ID: h.Node.GetId(), Groups: []xds.Group{"all"}, OnNack: func(_, _, detail string, _ []string) {
+			return &xds.Session{ID: h.Node.GetId(), Groups: func() []xds.Group { return []xds.Group{"all"} }, OnNack: func(_, _, detail string, _ []string) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				s.nacks = append(s.nacks, detail)

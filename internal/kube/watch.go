@@ -110,22 +110,19 @@ func Follow[T any, P Object[T]](ctx context.Context, c *Cluster, kind Kind[P], n
 }
 
 // lister lists and watches, waiting in a refused call rather than leaving it to the reflector, whose back-off starts at 800 ms.
-func lister[P any](c *Cluster, kind Kind[P], namespace string) cache.ListerWatcherWithContext {
-	client := c.rest[kind.gv]
-	selector := fields.Everything()
-	if kind.name != "" {
-		selector = fields.OneTermEqualSelector(metav1.ObjectNameField, kind.name)
-	}
-	base := cache.NewFilteredListWatchFromClient(client, kind.resource, namespace, func(o *metav1.ListOptions) {
-		o.FieldSelector = selector.String()
+func lister[P any](c *Cluster, kind Kind[P], namespace string) cache.ListerWatcher {
+	base := cache.NewFilteredListWatchFromClient(c.rest[kind.gv], kind.resource, namespace, func(o *metav1.ListOptions) {
+		if kind.name != "" {
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, kind.name).String()
+		}
 	})
 	log := c.log.With(slog.String("resource", kind.resource), slog.String("namespace", namespace))
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return allowed(ctx, log, func() (runtime.Object, error) { return base.ListWithContext(ctx, o) })
+			return allowed(ctx, log, func() (runtime.Object, error) { return base.ListWithContextFunc(ctx, o) })
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return allowed(ctx, log, func() (watch.Interface, error) { return base.WatchWithContext(ctx, o) })
+			return allowed(ctx, log, func() (watch.Interface, error) { return base.WatchFuncWithContext(ctx, o) })
 		},
 	}
 }

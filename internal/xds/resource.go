@@ -47,6 +47,11 @@ func Seal(typeURL, name, origin string, m proto.Message) (Resource, error) {
 	return Compose(typeURL, name, origin, m, nil)
 }
 
+// Raw makes a resource of bytes that are no protobuf message, as debug types carry them.
+func Raw(typeURL, name string, content []byte) Resource {
+	return compose(typeURL, name, "", &sealed{bytes: content, hash: sha256.Sum256(content)}, nil)
+}
+
 // NewFragment seals m as one entry of a repeated field of its composites.
 func NewFragment(field protowire.Number, m proto.Message) (Fragment, error) {
 	s, err := marshal(m, field)
@@ -60,6 +65,10 @@ func Compose(typeURL, name, origin string, header proto.Message, fragments []Fra
 	if err != nil {
 		return Resource{}, fmt.Errorf("seal %s %q: %w", typeURL, name, err)
 	}
+	return compose(typeURL, name, origin, own, fragments), nil
+}
+
+func compose(typeURL, name, origin string, own *sealed, fragments []Fragment) Resource {
 	b := &body{typeURL: typeURL, parts: []*sealed{own}}
 	hash := own.hash
 	if len(fragments) > 0 {
@@ -73,7 +82,7 @@ func Compose(typeURL, name, origin string, header proto.Message, fragments []Fra
 	}
 	r := Resource{Name: name, Version: hex.EncodeToString(hash[:16]), Origin: origin, body: b}
 	b.frame(r.Name, r.Version)
-	return r, nil
+	return r
 }
 
 // marshal is the one place where resources become bytes; field is 0 for a whole message.

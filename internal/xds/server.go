@@ -45,14 +45,21 @@ type Hello struct {
 
 // Session is what an admitted client may hold. It is not changed after Admit has returned it.
 type Session struct {
-	ID     string  // of the client; streams of one client share it
-	Groups []Group // later ones win by name
-	Meta   any     // for who reads Clients
+	ID     string         // of the client; streams of one client share it
+	Groups func() []Group // later ones win by name; called at the start and for each Publish that names the session, not to block
+	Meta   any            // for who reads Clients
 	// Ask fetches resources that no group holds: names of a type in the table, or any request of a type that is not.
 	// It may return fewer than asked. An error of gRPC status ends the stream for types outside the table. Nil: none.
 	Ask func(ctx context.Context, typeURL string, names []string) ([]Resource, error)
 	// OnNack is told of each rejected response: its version, the client's text, and the origins of its resources. May be nil.
 	OnNack func(typeURL, version, detail string, origins []string)
+}
+
+func (s *Session) groups() []Group {
+	if s.Groups == nil {
+		return nil
+	}
+	return s.Groups()
 }
 
 // Options configure a Server; Types and Admit are required.
@@ -152,9 +159,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// Publish makes the changes visible in one step and wakes the streams that hold a touched group. Responses name rev
-// as their version.
-func (s *Server) Publish(rev uint64, changes []Change) {
+// Publish makes the changes visible in one step and wakes the streams that hold a touched group. In the same step the
+// sessions named in moved get the groups that they ask for now. Responses name rev as their version.
+func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rev = strconv.FormatUint(rev, 10)
@@ -170,6 +177,15 @@ func (s *Server) Publish(rev uint64, changes []Change) {
 			}
 		}
 		s.dropLocked(ch.Group)
+	}
+	for _, id := range moved {
+		for st := range s.clients[id] {
+			if groups := st.session.groups(); !slices.Equal(groups, st.groups) {
+				s.layerLocked(st, groups)
+				st.touchAll()
+				woken[st] = struct{}{}
+			}
+		}
 	}
 	for st := range woken {
 		st.poke()
@@ -231,17 +247,6 @@ func (s *Server) layerLocked(st *stream, groups []Group) {
 	}
 	for _, name := range old {
 		s.dropLocked(name)
-	}
-}
-
-// Move gives a client other groups.
-func (s *Server) Move(sessionID string, groups []Group) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for st := range s.clients[sessionID] {
-		s.layerLocked(st, groups)
-		st.touchAll()
-		st.poke()
 	}
 }
 

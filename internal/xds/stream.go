@@ -120,7 +120,7 @@ func (st *stream) admit(ctx context.Context, hello <-chan *request) error {
 		s.clients[session.ID] = of
 	}
 	of[st] = struct{}{}
-	s.layerLocked(st, session.Groups)
+	s.layerLocked(st, session.groups())
 	st.mu.Lock()
 	st.session = session
 	st.mu.Unlock()

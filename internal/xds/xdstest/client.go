@@ -46,19 +46,19 @@ type Response struct {
 // Client is one stream. It is for one goroutine.
 type Client struct {
 	Held map[string]map[string]*anypb.Any // by type and name, as of the responses read
+	Node *corev3.Node                     // goes with the next request, once; nil: none
 
 	form     Form
-	node     *corev3.Node // sent with the first request
 	delta    discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	sotw     discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 	names    map[string][]string          // subscribed to, by type
 	versions map[string]map[string]string // delta only
 }
 
-// Connect opens a stream that ends with ctx. Node may be nil, to be refused.
+// Connect opens a stream that ends with ctx. The node goes with its first request.
 func Connect(ctx context.Context, conn grpc.ClientConnInterface, form Form, node *corev3.Node) (*Client, error) {
 	c := &Client{
-		Held: map[string]map[string]*anypb.Any{}, form: form, node: node,
+		Held: map[string]map[string]*anypb.Any{}, form: form, Node: node,
 		names: map[string][]string{}, versions: map[string]map[string]string{},
 	}
 	return c, c.open(ctx, conn)
@@ -76,7 +76,7 @@ func (c *Client) open(ctx context.Context, conn grpc.ClientConnInterface) (err e
 
 // Reconnect opens a new stream and subscribes to what the last one did, telling what is held.
 func (c *Client) Reconnect(ctx context.Context, conn grpc.ClientConnInterface, node *corev3.Node) error {
-	c.node = node
+	c.Node = node
 	if err := c.open(ctx, conn); err != nil {
 		return err
 	}
@@ -114,8 +114,8 @@ func (c *Client) request(typeURL, nonce, nack string, names, drop []string, held
 	if nack != "" {
 		detail = &statuspb.Status{Code: int32(codes.Internal), Message: nack}
 	}
-	node := c.node
-	c.node = nil
+	node := c.Node
+	c.Node = nil
 	if c.form == Delta {
 		return c.delta.Send(&discoveryv3.DeltaDiscoveryRequest{
 			Node: node, TypeUrl: typeURL, ResponseNonce: nonce, ErrorDetail: detail,

@@ -1,0 +1,41 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+)
+
+const (
+	extraPodName = "authentication.kubernetes.io/pod-name"
+	extraPodUID  = "authentication.kubernetes.io/pod-uid"
+)
+
+// Review asks the API server whose a token is; it implements identity.TokenChecker.
+func (c *Cluster) Review(ctx context.Context, token string, audiences []string) (identity.Review, error) {
+	review, err := c.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return identity.Review{}, fmt.Errorf("ask cluster %s about a token: %w", c.ID, err)
+	}
+	if !review.Status.Authenticated {
+		return identity.Review{}, fmt.Errorf("cluster %s refuses the token: %s", c.ID, review.Status.Error)
+	}
+	user := review.Status.User
+	first := func(key string) string {
+		if v := user.Extra[key]; len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	return identity.Review{
+		Cluster: c.ID, Audiences: review.Status.Audiences,
+		Username: user.Username, Groups: user.Groups,
+		PodName: first(extraPodName), PodUID: first(extraPodUID),
+	}, nil
+}
