@@ -1,0 +1,164 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/ingest"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/resolve"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+// goneFor is how long a deleted pod is remembered: its token passes a TokenReview for up to 60 s after deletionTimestamp,
+// and 10 s more from the API server's cache.
+const goneFor = 70 * time.Second
+
+// client is what the plane remembers of an admitted proxy.
+type client struct {
+	caller identity.Caller
+	node   *corev3.Node
+	scope  resolve.Scope
+}
+
+// meta returns a string of the node's metadata, "" if it is not there.
+func (c *client) meta(key string) string { return nodeMeta(c.node, key) }
+
+func nodeMeta(n *corev3.Node, key string) string {
+	return n.GetMetadata().GetFields()[key].GetStringValue()
+}
+
+// clients admits proxies to xDS and keeps each in the groups that it should hold.
+type clients struct {
+	log      *slog.Logger
+	gate     *identity.Gate
+	pipeline *Pipeline
+	server   *xds.Server
+	debug    *debug
+	findings func(typeURL, version, detail string, origins []string, client string)
+}
+
+// admit is xds.Options.Admit.
+func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) {
+	r := identity.RequestOf(ctx)
+	r.Type = h.Type
+	r.Node = identity.Node{
+		ID:        h.Node.GetId(),
+		Namespace: nodeMeta(h.Node, "NAMESPACE"), ServiceAccount: nodeMeta(h.Node, "SERVICE_ACCOUNT"),
+		Cluster: nodeMeta(h.Node, "CLUSTER_ID"),
+	}
+	caller, err := s.gate.Admit(ctx, r, identity.XDSChecks())
+	if err != nil {
+		return nil, err
+	}
+	ask := func(ctx context.Context, typeURL string, names []string) ([]xds.Resource, error) {
+		if !caller.MayAsk(typeURL, s.gate.RootNamespace) {
+			return nil, status.Errorf(codes.PermissionDenied, "type %s is not for this caller", typeURL)
+		}
+		return s.debug.answer(typeURL, names)
+	}
+	if caller.Debug {
+		return &xds.Session{ID: "debug/" + r.Peer, Ask: ask}, nil
+	}
+	c := &client{caller: caller, node: h.Node, scope: s.scope(caller, h.Node)}
+	id := r.Node.Name()
+	return &xds.Session{
+		ID: id, Meta: c, Ask: ask,
+		Groups: func() []xds.Group { return s.pipeline.Groups(c.scope) },
+		OnNack: func(typeURL, version, detail string, origins []string) {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "client rejected resources", slog.String("client", id),
+				slog.String("type", typeURL), slog.String("version", version),
+				slog.String("detail", detail), slog.Any("ref", origins))
+		},
+	}, nil
+}
+
+// scope is what translation may know of a proxy. The Pod says it; labels and ports of the node's metadata serve inbound
+// matching only until the plane's watch has delivered the Pod.
+func (s *clients) scope(caller identity.Caller, n *corev3.Node) resolve.Scope {
+	labels := map[string]string{}
+	for k, v := range n.GetMetadata().GetFields()["LABELS"].GetStructValue().GetFields() {
+		labels[k] = v.GetStringValue()
+	}
+	return resolve.Scope{
+		Mesh:     s.pipeline.Mesh(),
+		Workload: mesh.WorkloadKey{Cluster: caller.Cluster, Kind: mesh.KindPod, Namespace: caller.Identity.Namespace, Name: caller.Pod},
+		Labels:   labels,
+		Ports:    ingest.PodPorts(nodeMeta(n, "POD_PORTS")),
+	}
+}
+
+// gone remembers pods that were deleted, and finds those that are there; it implements identity.Pods.
+type gone struct {
+	workloads func(mesh.WorkloadKey) (mesh.Workload, bool)
+	now       func() time.Time
+
+	mu   sync.Mutex // guards pods and old
+	pods map[mesh.WorkloadKey]deletion
+	old  []mesh.WorkloadKey // in the order of deletion
+}
+
+type deletion struct {
+	uid string
+	at  time.Time
+}
+
+// Pod implements identity.Pods.
+func (g *gone) Pod(cluster mesh.ClusterID, namespace, name string) (identity.Pod, bool) {
+	k := mesh.WorkloadKey{Cluster: cluster, Kind: mesh.KindPod, Namespace: namespace, Name: name}
+	if w, ok := g.workloads(k); ok {
+		return identity.Pod{UID: w.UID, ServiceAccount: w.Identity.ServiceAccount, ProxyType: "sidecar"}, true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d, ok := g.pods[k]
+	if !ok || g.now().Sub(d.at) > goneFor {
+		return identity.Pod{}, false
+	}
+	return identity.Pod{UID: d.uid, Deleted: true}, true
+}
+
+func newGone(workloads func(mesh.WorkloadKey) (mesh.Workload, bool), now func() time.Time) *gone {
+	return &gone{workloads: workloads, now: now, pods: map[mesh.WorkloadKey]deletion{}}
+}
+
+// record notes the pods that a round took away and returns the UIDs of those.
+func (g *gone) record(changes []graph.Change[mesh.WorkloadKey, mesh.Workload]) map[string]bool {
+	now := g.now()
+	var uids map[string]bool
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range changes {
+		if !c.Had || c.Has && c.New.UID == c.Old.UID {
+			continue
+		}
+		if uids == nil {
+			uids = map[string]bool{}
+		}
+		uids[c.Old.UID] = true
+		g.pods[c.Key] = deletion{c.Old.UID, now}
+		g.old = append(g.old, c.Key)
+	}
+	fresh := slices.IndexFunc(g.old, func(k mesh.WorkloadKey) bool { return now.Sub(g.pods[k].at) <= goneFor })
+	if fresh < 0 {
+		fresh = len(g.old)
+	}
+	for _, k := range g.old[:fresh] {
+		delete(g.pods, k)
+	}
+	g.old = slices.Delete(g.old, 0, fresh)
+	return uids
+}
+
+// short returns a type URL's last part: Cluster.
+func short(typeURL string) string { return typeURL[strings.LastIndexByte(typeURL, '.')+1:] }

@@ -1,0 +1,302 @@
+// Package control is the control plane of one mesh: it builds the tables in the order in which data flows and runs the
+// servers around them. What a mesh means is decided below it.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/inject"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+// openWait bounds how long the servers stay closed at a start for the watches of all members: a namespace whose rights are
+// broken must not keep the rest of the mesh from its control plane.
+const openWait = 10 * time.Second
+
+const (
+	caSecret           = "istio-ca-secret"
+	defaultTrustDomain = "cluster.local"
+)
+
+// Options is everything a plane is told from outside. The zero addresses work.
+type Options struct {
+	Mesh      mesh.ID
+	Revision  string // "default" has no suffix in names
+	Namespace string // the mesh's system namespace
+	PodName   string
+	Cluster   mesh.ClusterID // as proxies carry it in CLUSTER_ID
+
+	APIVersion   string   // the Istio API level, v1.30.3: what version columns show
+	ServingNames []string // further DNS names of the serving certificate
+	Kubeconfig   string   // empty: the service account of the pod
+	SigningDir   string   // where Secret cacerts is mounted
+
+	SecureAddr       string // xDS and CA, TLS
+	HTTPSAddr        string // webhooks, TLS
+	MonitoringAddr   string
+	HTTPAddr         string        // readiness
+	MaxConnectionAge time.Duration // so that proxies spread over new replicas
+
+	Log *slog.Logger
+}
+
+func (o *Options) defaults() error {
+	set := func(p *string, v string) {
+		if *p == "" {
+			*p = v
+		}
+	}
+	set(&o.Revision, "default")
+	set((*string)(&o.Cluster), "Kubernetes")
+	set(&o.APIVersion, "v1.30.3")
+	set(&o.SigningDir, "/etc/cacerts")
+	set(&o.SecureAddr, ":15012")
+	set(&o.HTTPSAddr, ":15017")
+	set(&o.MonitoringAddr, ":15014")
+	set(&o.HTTPAddr, ":8080")
+	if o.MaxConnectionAge == 0 {
+		o.MaxConnectionAge = 30 * time.Minute
+	}
+	var faults []error
+	if o.Mesh == "" {
+		faults = append(faults, errors.New("no mesh is named: set HEDDLE_MESH to the name of the Istio object"))
+	}
+	if o.Namespace == "" {
+		faults = append(faults, errors.New("no system namespace is named: set POD_NAMESPACE"))
+	}
+	return errors.Join(faults...)
+}
+
+// suffix is what names of the revision's objects end with.
+func (o Options) suffix() string {
+	if o.Revision == "default" {
+		return ""
+	}
+	return "-" + o.Revision
+}
+
+// Run serves the mesh until ctx ends. It returns early only with an error that a restart may heal.
+func Run(ctx context.Context, o Options) error {
+	if err := o.defaults(); err != nil {
+		return err
+	}
+	cfg, err := restConfig(o.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("find the API server: %w", err)
+	}
+	cluster, err := kube.Open(cfg, o.Cluster, o.Mesh, o.Log)
+	if err != nil {
+		return err
+	}
+	tasks, ctx := errgroup.WithContext(ctx)
+	p := &plane{Options: o, cluster: cluster, registry: prometheus.NewRegistry(), tasks: tasks}
+	tasks.Go(func() error { return p.serveHealth(ctx) })
+	if err := p.start(ctx); err != nil {
+		tasks.Go(func() error { return err })
+	}
+	if err := tasks.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		return rest.InClusterConfig()
+	}
+	return clientcmd.BuildConfigFromFlags("", kubeconfig)
+}
+
+// plane is one running control plane.
+type plane struct {
+	Options
+	cluster  *kube.Cluster
+	registry *prometheus.Registry
+	tasks    *errgroup.Group
+	ready    atomic.Bool
+	debug    atomic.Pointer[debug] // nil until there is something to show
+	gate     *identity.Gate
+}
+
+// start brings the plane up in the order in which data flows, and opens the servers when there is something to serve.
+func (p *plane) start(ctx context.Context) error {
+	config := newConfig(p.Options)
+	for _, name := range []string{config.meshName(), config.injectorName()} {
+		kube.Follow(ctx, p.cluster, kube.ConfigMaps.Named(name), p.Namespace, config)
+	}
+	settings, err := config.first(ctx)
+	if err != nil {
+		return err
+	}
+	trustDomain := settings.MeshConfig().GetTrustDomain()
+	if trustDomain == "" {
+		trustDomain = defaultTrustDomain
+	}
+	authority, err := p.authority(ctx, trustDomain)
+	if err != nil {
+		return err
+	}
+	if err := p.cluster.WriteRoot(ctx, p.Namespace, authority.Roots()); err != nil {
+		return err
+	}
+
+	g := graph.New(graph.Options{Log: p.Log})
+	pipeline := NewPipeline(g, p.Options)
+	config.feed(pipeline.Sources)
+
+	var server *xds.Server
+	members := newMembers(ctx, p.Log, p.cluster, pipeline.Sources, authority.Roots(), func(namespace string) {
+		server.Close(inNamespace(namespace), status.Errorf(codes.PermissionDenied, "namespace %s has left mesh %s; restart the pod", namespace, p.Mesh))
+	})
+	pods := newGone(pipeline.Workload, time.Now)
+	refused := newRefusals(ctx, p.Log, p.registry, p.cluster, p.Options)
+	p.gate = &identity.Gate{
+		Audience: "heddle.dev/" + p.Namespace + "/" + string(p.Mesh), AcceptShared: settings.Audience() == identity.SharedAudience,
+		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
+		Clusters: home{p.cluster}, Members: members, Pods: pods, Refused: refused.note,
+	}
+	d := &debug{options: p.Options, pipeline: pipeline, meters: g.Meters}
+	admission := &clients{log: p.Log, gate: p.gate, pipeline: pipeline, debug: d}
+	server = xds.NewServer(xds.Options{Log: p.Log, Types: served, Admit: admission.admit, ControlPlane: p.identifier()})
+	d.server = server
+	p.debug.Store(d)
+	registerMetrics(p.registry, &metrics{
+		options: p.Options, began: time.Now(), server: server, meters: g.Meters, rootExpiry: authority.NotAfter(),
+	})
+
+	g.OnPublish(func(rev graph.Rev) {
+		var moved []string
+		for _, k := range pipeline.Moved() {
+			moved = append(moved, k.Name+"."+k.Namespace)
+		}
+		server.Publish(uint64(rev), pipeline.Changes(), moved...)
+		if uids := pods.record(pipeline.WorkloadChanges()); uids != nil {
+			server.Close(ofPods(uids), status.Error(codes.Unauthenticated, "the pod is deleted"))
+		}
+	})
+	p.tasks.Go(func() error { return g.Run(ctx) })
+	p.tasks.Go(func() error { return server.Run(ctx) })
+
+	if err := p.open(ctx, members, pipeline); err != nil {
+		return err
+	}
+	if err := g.WaitRev(ctx, g.Staged()); err != nil {
+		return err
+	}
+	serving := authority.Serving(identity.ServingNames(p.Namespace, p.Revision, p.ServingNames...), time.Now)
+	p.tasks.Go(func() error {
+		return p.serveGRPC(ctx, serving, server, &identity.Service{
+			Authority: authority, Gate: p.gate, Checks: identity.CAChecks(), Now: time.Now, Log: p.Log,
+		})
+	})
+	p.tasks.Go(func() error {
+		return p.serveWebhooks(ctx, serving, inject.Handler(inject.Options{
+			Params: config.params, Members: members, Registerer: p.registry, Log: p.Log,
+		}))
+	})
+	p.ready.Store(true)
+	p.Log.LogAttrs(ctx, slog.LevelInfo, "serving", slog.String("mesh", string(p.Mesh)), slog.String("rev", p.Revision))
+	return nil
+}
+
+// open starts the watches and waits for them; the members' only up to openWait.
+func (p *plane) open(ctx context.Context, members *members, pipeline *Pipeline) error {
+	nodes := kube.Follow(ctx, p.cluster, kube.Nodes, metav1.NamespaceAll, pipeline.Sources.Nodes)
+	memberships := kube.Follow(ctx, p.cluster, kube.Memberships, p.Namespace, members)
+	for _, w := range []*kube.Watch{nodes, memberships} {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.Synced():
+		}
+	}
+	bounded, cancel := context.WithTimeout(ctx, openWait)
+	defer cancel()
+	if err := members.Opened(bounded); err != nil && ctx.Err() == nil {
+		p.Log.LogAttrs(ctx, slog.LevelWarn, "serving though not every member namespace can be read")
+	}
+	return ctx.Err()
+}
+
+// authority reads the signing material that an administrator mounted, or the mesh's own root.
+func (p *plane) authority(ctx context.Context, trustDomain string) (*identity.Authority, error) {
+	files := map[string][]byte{}
+	entries, err := os.ReadDir(p.SigningDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read the signing material: %w", err)
+	}
+	for _, e := range entries {
+		// The kubelet's own links (..data) are not keys of the Secret.
+		if data, err := os.ReadFile(filepath.Join(p.SigningDir, e.Name())); err == nil {
+			files[e.Name()] = data
+		}
+	}
+	return identity.Open(ctx, files, secretStore{p.cluster, p.Namespace}, trustDomain, time.Now())
+}
+
+// secretStore keeps the mesh's own root in its Secret; it implements identity.Store.
+type secretStore struct {
+	cluster   *kube.Cluster
+	namespace string
+}
+
+func (s secretStore) Load(ctx context.Context) (map[string][]byte, error) {
+	secret, err := s.cluster.Secret(ctx, s.namespace, caSecret)
+	if err != nil || secret == nil {
+		return nil, err
+	}
+	return secret.Data, nil
+}
+
+func (s secretStore) Create(ctx context.Context, data map[string][]byte) error {
+	created, err := s.cluster.CreateSecret(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: caSecret},
+		Type:       "istio.io/ca-root",
+		Data:       data,
+	})
+	if err == nil && !created {
+		return identity.ErrExists
+	}
+	return err
+}
+
+// home knows the one cluster of this plane; it implements identity.Clusters.
+type home struct{ cluster *kube.Cluster }
+
+func (h home) Tokens(id mesh.ClusterID) (identity.TokenChecker, bool) {
+	return h.cluster, id == h.cluster.ID
+}
+
+func inNamespace(namespace string) func(*xds.Session) bool {
+	return func(s *xds.Session) bool {
+		c, ok := s.Meta.(*client)
+		return ok && c.caller.Identity.Namespace == namespace
+	}
+}
+
+func ofPods(uids map[string]bool) func(*xds.Session) bool {
+	return func(s *xds.Session) bool {
+		c, ok := s.Meta.(*client)
+		return ok && uids[c.caller.PodUID]
+	}
+}

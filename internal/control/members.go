@@ -1,0 +1,319 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+const (
+	retryFirst = 50 * time.Millisecond // between tries of a write that failed for other than a conflict
+	retryMost  = 5 * time.Second
+)
+
+// members follows the Membership objects of the plane's own namespace: for each member namespace it opens the watches,
+// writes the mesh's root and reports, and undoes all that when the namespace leaves. It implements kube.Sink.
+type members struct {
+	log     *slog.Logger
+	cluster *kube.Cluster
+	sources *Sources
+	root    string                 // the bundle that each member gets
+	left    func(namespace string) // called when a namespace is no longer served, before its watches close
+
+	ctx   context.Context // of the plane; ends all members
+	wg    sync.WaitGroup
+	mu    sync.Mutex // guards the fields below
+	byNS  map[string]*member
+	ready chan struct{} // closed and replaced whenever a namespace begins or ends to be a member
+}
+
+// member is one namespace; its goroutine owns everything but the fields under members.mu.
+type member struct {
+	*members
+	namespace string
+	want      chan struct{} // holds a token when latest has changed
+	latest    *heddlev1alpha1.Membership
+	opened    chan struct{} // closed when what was wanted first is done
+
+	watches  map[string]*kube.Watch // by resource
+	rootSeen chan *string           // the root that the namespace holds, nil for none; the newest only
+}
+
+func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, s *Sources, root string, left func(string)) *members {
+	return &members{
+		log: log, cluster: c, sources: s, root: root, left: left,
+		ctx: ctx, byNS: map[string]*member{}, ready: make(chan struct{}),
+	}
+}
+
+// Member tells whether a namespace is served now; it implements identity.Members.
+func (m *members) Member(cluster mesh.ClusterID, namespace string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return cluster == m.cluster.ID && m.joined(namespace)
+}
+
+func (m *members) joined(namespace string) bool {
+	e := m.byNS[namespace]
+	return e != nil && e.latest != nil && e.latest.Spec.Phase != heddlev1alpha1.Leaving
+}
+
+// Wait returns true as soon as namespace is a member, joining ones included, and false when ctx ends first.
+func (m *members) Wait(ctx context.Context, namespace string) bool {
+	for {
+		m.mu.Lock()
+		joined, ready := m.joined(namespace), m.ready
+		m.mu.Unlock()
+		if joined {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-ready:
+		}
+	}
+}
+
+// Outside reports whether a namespace is known to be leaving. Who owns it next a plane cannot know; it has no right to.
+func (m *members) Outside(namespace string) (owner string, outside bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.byNS[namespace]
+	return "", e != nil && e.latest != nil && e.latest.Spec.Phase == heddlev1alpha1.Leaving
+}
+
+// Opened returns when every namespace that is a member now has its watches open, or ctx ends.
+func (m *members) Opened(ctx context.Context) error {
+	m.mu.Lock()
+	var all []*member
+	for _, e := range m.byNS {
+		all = append(all, e)
+	}
+	m.mu.Unlock()
+	for _, e := range all {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.opened:
+		}
+	}
+	return nil
+}
+
+// Set, Delete and Replace take what the API server says of the memberships.
+func (m *members) Set(k mesh.ObjectKey, obj *heddlev1alpha1.Membership) { m.update(k.Name, obj) }
+
+func (m *members) Delete(k mesh.ObjectKey) { m.update(k.Name, nil) }
+
+func (m *members) Replace(rows []graph.Row[mesh.ObjectKey, *heddlev1alpha1.Membership], _ func(mesh.ObjectKey) bool) {
+	m.mu.Lock()
+	gone := make(map[string]bool, len(m.byNS))
+	for ns := range m.byNS {
+		gone[ns] = true
+	}
+	m.mu.Unlock()
+	for _, r := range rows {
+		delete(gone, r.Key.Name)
+		m.update(r.Key.Name, r.Val)
+	}
+	// When the plane ends, its watch ends with an empty list; that is no leave.
+	if m.ctx.Err() == nil {
+		for ns := range gone {
+			m.update(ns, nil)
+		}
+	}
+}
+
+// update hands the newest object to the namespace's goroutine, starting it if there is none; nil means that it is gone.
+func (m *members) update(namespace string, obj *heddlev1alpha1.Membership) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.byNS[namespace]
+	if e == nil {
+		if obj == nil {
+			return
+		}
+		e = &member{
+			members: m, namespace: namespace, want: make(chan struct{}, 1), opened: make(chan struct{}),
+			watches: map[string]*kube.Watch{}, rootSeen: make(chan *string, 1),
+		}
+		m.byNS[namespace] = e
+		m.wg.Add(1)
+		go func() { defer m.wg.Done(); e.run() }()
+	}
+	e.latest = obj
+	close(m.ready)
+	m.ready = make(chan struct{})
+	select {
+	case e.want <- struct{}{}:
+	default:
+	}
+}
+
+// run brings the namespace to what its Membership says, again and again, until the Membership is gone.
+func (e *member) run() {
+	opened := sync.OnceFunc(func() { close(e.opened) })
+	defer opened()
+	wait := retryFirst
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-e.want:
+			wait = retryFirst
+		case <-retry:
+			wait = min(2*wait, retryMost)
+		case have := <-e.rootSeen:
+			if e.watches[kube.RootConfigMap] == nil || have != nil && *have == e.root {
+				continue
+			}
+		}
+		e.mu.Lock()
+		obj := e.latest
+		e.mu.Unlock()
+
+		var err error
+		switch {
+		case obj == nil: // the operator takes the rights away without waiting; it removes the root too if we can't
+			e.leave()
+			if e.forget() {
+				return
+			}
+		case obj.Spec.Phase == heddlev1alpha1.Leaving:
+			e.leave()
+			if err = e.cluster.DeleteRoot(e.ctx, e.namespace, e.root); err == nil {
+				err = e.report(obj, false)
+			}
+		default:
+			err = e.join(obj)
+			opened()
+		}
+		retry = nil
+		if err != nil && e.ctx.Err() == nil {
+			e.log.LogAttrs(e.ctx, slog.LevelWarn, "membership not brought about yet",
+				slog.String("namespace", e.namespace), slog.Any("err", err))
+			retry = time.After(wait)
+		}
+	}
+}
+
+// forget ends the goroutine unless the namespace has come back meanwhile.
+func (e *member) forget() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.latest != nil {
+		return false
+	}
+	delete(e.byNS, e.namespace)
+	return true
+}
+
+// follow says how each kind is read in a namespace, by the name that Membership uses.
+func (e *member) follow(kinds []string) map[string]func() *kube.Watch {
+	all := map[string]func() *kube.Watch{
+		"services":            follow(e, kube.Services, e.sources.Services),
+		"endpointslices":      follow(e, kube.EndpointSlices, e.sources.EndpointSlices),
+		"pods":                follow(e, kube.Pods, e.sources.Pods),
+		"peerauthentications": follow(e, kube.PeerAuthentications, e.sources.PeerAuthentications),
+		kube.RootConfigMap:    follow[corev1.ConfigMap](e, kube.ConfigMaps.Named(kube.RootConfigMap), rootSink{e}),
+	}
+	if slices.Contains(kinds, "destinationrules.networking.istio.io") {
+		all["destinationrules"] = follow(e, kube.DestinationRules, e.sources.DestinationRules)
+	}
+	return all
+}
+
+func follow[T any, P kube.Object[T]](e *member, kind kube.Kind[P], sink kube.Sink[P]) func() *kube.Watch {
+	return func() *kube.Watch { return kube.Follow[T, P](e.ctx, e.cluster, kind, e.namespace, sink) }
+}
+
+// join opens the watches that are wanted and not open, closes those of kinds that are gone, and writes the root.
+func (e *member) join(obj *heddlev1alpha1.Membership) error {
+	wanted := e.follow(obj.Spec.Kinds)
+	for name, w := range e.watches {
+		if wanted[name] == nil {
+			w.Stop()
+			delete(e.watches, name)
+		}
+	}
+	for name, open := range wanted {
+		if e.watches[name] == nil {
+			e.watches[name] = open()
+		}
+	}
+	for _, w := range e.watches {
+		select {
+		case <-e.ctx.Done():
+			return e.ctx.Err()
+		case <-e.want: // the namespace may be leaving while a watch still waits for its rights
+			e.want <- struct{}{}
+			return nil
+		case <-w.Synced():
+		}
+	}
+	e.sources.Memberships.Set(e.key(), obj)
+	if err := e.cluster.WriteRoot(e.ctx, e.namespace, e.root); err != nil {
+		return err
+	}
+	return e.report(obj, true)
+}
+
+// leave stops serving the namespace and then closes its watches: what clients hold of it goes before what they are.
+func (e *member) leave() {
+	e.sources.Memberships.Delete(e.key())
+	e.left(e.namespace)
+	for name, w := range e.watches {
+		w.Stop()
+		delete(e.watches, name)
+	}
+}
+
+func (e *member) key() mesh.ObjectKey {
+	return mesh.ObjectKey{Cluster: e.cluster.ID, Name: e.namespace}
+}
+
+// report says on the Membership what was done about it. A conflict means that a newer one is on its way and will wake us.
+func (e *member) report(obj *heddlev1alpha1.Membership, in bool) error {
+	err := e.cluster.ReportMembership(e.ctx, obj, heddlev1alpha1.MembershipStatus{
+		Watching: in, RootWritten: in, UID: obj.UID, Generation: obj.Generation,
+	})
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// rootSink hears what the namespace's root ConfigMap holds; the newest word counts.
+type rootSink struct{ *member }
+
+func (s rootSink) saw(root *string) {
+	select {
+	case <-s.rootSeen:
+	default:
+	}
+	s.rootSeen <- root
+}
+
+func (s rootSink) Set(_ mesh.ObjectKey, c *corev1.ConfigMap) { r := c.Data[kube.RootKey]; s.saw(&r) }
+
+func (s rootSink) Delete(mesh.ObjectKey) { s.saw(nil) }
+
+func (s rootSink) Replace(rows []graph.Row[mesh.ObjectKey, *corev1.ConfigMap], _ func(mesh.ObjectKey) bool) {
+	if len(rows) == 0 {
+		s.saw(nil)
+		return
+	}
+	s.Set(rows[0].Key, rows[0].Val)
+}

@@ -1,0 +1,69 @@
+package control
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+var (
+	infoDesc        = prometheus.NewDesc("pilot_info", "The Istio API level that this plane speaks.", []string{"version"}, nil)
+	clientsDesc     = prometheus.NewDesc("pilot_xds", "Connected proxies.", []string{"version"}, nil)
+	uptimeDesc      = prometheus.NewDesc("istiod_uptime_seconds", "Time since the plane began.", nil, nil)
+	rootExpiryDesc  = prometheus.NewDesc("citadel_server_root_cert_expiry_timestamp", "When the signing certificate ends, in seconds since 1970.", nil, nil)
+	marshalledDesc  = prometheus.NewDesc("heddle_xds_marshalled_total", "Messages and fragments marshalled, once for all clients.", nil, nil)
+	responsesDesc   = prometheus.NewDesc("heddle_xds_responses_total", "Discovery responses sent.", nil, nil)
+	bytesDesc       = prometheus.NewDesc("heddle_xds_response_bytes_total", "Bytes of discovery responses sent.", nil, nil)
+	evaluationsDesc = prometheus.NewDesc("heddle_table_evaluations_total", "Rows evaluated, by table.", []string{"table"}, nil)
+	evaluationDesc  = prometheus.NewDesc("heddle_table_seconds_total", "Time spent in evaluating rows, by table.", []string{"table"}, nil)
+)
+
+// metrics reads the plane's counters when it is scraped, so that an idle plane does nothing.
+type metrics struct {
+	options    Options
+	began      time.Time
+	server     *xds.Server
+	meters     func() []graph.Meter
+	rootExpiry time.Time
+}
+
+func registerMetrics(r prometheus.Registerer, m *metrics) {
+	r.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	gauge(infoDesc, 1, m.options.apiVersion())
+	gauge(uptimeDesc, time.Since(m.began).Seconds())
+	gauge(rootExpiryDesc, float64(m.rootExpiry.Unix()))
+	versions := map[string]float64{m.options.apiVersion(): 0}
+	for _, c := range m.server.Clients() {
+		if meta, ok := c.Session.Meta.(*client); ok {
+			versions[meta.meta("ISTIO_VERSION")]++
+		}
+	}
+	for v, n := range versions {
+		gauge(clientsDesc, n, v)
+	}
+	s := m.server.Stats()
+	counter(marshalledDesc, float64(s.Marshalled))
+	counter(responsesDesc, float64(s.Sent))
+	counter(bytesDesc, float64(s.Bytes))
+	for _, t := range m.meters() {
+		counter(evaluationsDesc, float64(t.Evaluated), t.Name)
+		counter(evaluationDesc, t.Time.Seconds(), t.Name)
+	}
+}

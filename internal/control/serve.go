@@ -1,0 +1,165 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/obs"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+const (
+	maxStreams    = 100_000 // Istio's
+	keepAlive     = 30 * time.Second
+	keepAliveWait = 10 * time.Second
+	ageGrace      = 10 * time.Second
+	headerWait    = 10 * time.Second // for the head of an HTTP request
+	shutdownWait  = 5 * time.Second
+	streamBuffer  = 4 << 10 // bytes of each connection's read and write buffer: most messages are small and connections many
+)
+
+func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, streams *xds.Server, ca *identity.Service) error {
+	listener, err := net.Listen("tcp", p.SecureAddr)
+	if err != nil {
+		return fmt.Errorf("serve xDS: %w", err)
+	}
+	server := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(&tls.Config{
+			GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
+		})),
+		xds.ServerCodec(),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: keepAlive, Timeout: keepAliveWait,
+			MaxConnectionAge: p.MaxConnectionAge, MaxConnectionAgeGrace: ageGrace,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAlive / 2, PermitWithoutStream: true}),
+		grpc.ReadBufferSize(streamBuffer), grpc.WriteBufferSize(streamBuffer), grpc.SharedWriteBuffer(true),
+	)
+	streams.Register(server)
+	ca.Register(server)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return server.Serve(listener) })
+	tasks.Go(func() error {
+		<-ctx.Done()
+		server.Stop()
+		return ctx.Err()
+	})
+	return tasks.Wait()
+}
+
+func (p *plane) serveWebhooks(ctx context.Context, serving *identity.Serving, webhooks http.Handler) error {
+	mux := http.NewServeMux()
+	mux.Handle("/", webhooks)
+	mux.HandleFunc("/ready", p.readiness)
+	return serveHTTP(ctx, p.HTTPSAddr, mux, &tls.Config{GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12})
+}
+
+func (p *plane) serveHealth(ctx context.Context) error {
+	ready := http.NewServeMux()
+	ready.HandleFunc("/ready", p.readiness)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return serveHTTP(ctx, p.HTTPAddr, ready, nil) })
+	tasks.Go(func() error { return serveHTTP(ctx, p.MonitoringAddr, p.monitoring(), nil) })
+	return tasks.Wait()
+}
+
+// serveHTTP serves until ctx ends; a nil config means plain text.
+func serveHTTP(ctx context.Context, addr string, h http.Handler, config *tls.Config) error {
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	if config != nil {
+		listener = tls.NewListener(listener, config)
+	}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: headerWait}
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return server.Serve(listener) })
+	tasks.Go(func() error {
+		<-ctx.Done()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownWait)
+		defer cancel()
+		return errors.Join(ctx.Err(), server.Shutdown(last))
+	})
+	return tasks.Wait()
+}
+
+func (p *plane) readiness(w http.ResponseWriter, _ *http.Request) {
+	if !p.ready.Load() {
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
+}
+
+// monitoring serves 15014. Anybody may read /metrics and /ready. A port-forward, which comes from loopback, may read the
+// version and the two pages that istioctl reads without a token; every other debug page asks for a token of the system namespace.
+func (p *plane) monitoring() http.Handler {
+	metrics := promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		where := path.Clean("/" + r.URL.Path) // istioctl asks for //version
+		switch {
+		case where == "/metrics":
+			metrics.ServeHTTP(w, r)
+			return
+		case where == "/ready":
+			p.readiness(w, r)
+			return
+		case !fromLoopback(r):
+			http.NotFound(w, r)
+			return
+		case where == "/version":
+			fmt.Fprintf(w, "%s-heddle.%s-Clean", p.apiVersion(), obs.Version)
+			return
+		}
+		name, isDebug := strings.CutPrefix(where, "/debug/")
+		d := p.debug.Load()
+		if !isDebug || d == nil {
+			http.NotFound(w, r)
+			return
+		}
+		if name != "syncz" && name != "clusterz" && !p.mayDebug(w, r) {
+			return
+		}
+		code, body := d.page(name + "?" + r.URL.RawQuery)
+		if len(body) > 0 && (body[0] == '{' || body[0] == '[') {
+			w.Header().Set("Content-Type", "application/json")
+		}
+		w.WriteHeader(code)
+		_, _ = w.Write(body) // the caller has gone: nobody is left to tell
+	})
+}
+
+// mayDebug holds a caller of a debug page to the checks of an xDS client that asks for a debug type.
+func (p *plane) mayDebug(w http.ResponseWriter, r *http.Request) bool {
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	_, err := p.gate.Admit(r.Context(), identity.Request{Token: token, Type: debugURL, Peer: r.RemoteAddr}, identity.XDSChecks())
+	if err != nil {
+		http.Error(w, "this page needs a token of a service account of namespace "+p.Namespace, http.StatusUnauthorized)
+	}
+	return err == nil
+}
+
+func fromLoopback(r *http.Request) bool {
+	a, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && a.Addr().Unmap().IsLoopback()
+}
+
+// apiVersion is the Istio API level as Istio prints it, without the v.
+func (o Options) apiVersion() string { return strings.TrimPrefix(o.APIVersion, "v") }
