@@ -1,0 +1,251 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/operator"
+)
+
+const (
+	injectionLabel = "istio-injection"
+	injectLabel    = "sidecar.istio.io/inject"
+)
+
+// finding is a mesh.Finding as `check` prints it.
+type finding struct {
+	Object  string `json:"object"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+func (a *app) checkCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "check", Short: "Find what keeps meshes from working as asked; exit code 1 if there is anything", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			s, err := snapshotOf(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			return printFindings(cmd.OutOrStdout(), s.check(), output)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+// snapshot is the part of a cluster that check judges.
+type snapshot struct {
+	istios      []sailv1.Istio
+	tags        []sailv1.IstioRevisionTag
+	memberships []heddlev1alpha1.Membership
+	namespaces  []corev1.Namespace
+	pods        []corev1.Pod
+}
+
+func snapshotOf(ctx context.Context, c cluster) (snapshot, error) {
+	var (
+		istios  sailv1.IstioList
+		tags    sailv1.IstioRevisionTagList
+		members heddlev1alpha1.MembershipList
+		spaces  corev1.NamespaceList
+		pods    corev1.PodList
+	)
+	if err := c.List(ctx, &istios); err != nil {
+		return snapshot{}, listing(err)
+	}
+	for what, err := range map[string]error{
+		"tags": c.List(ctx, &tags), "memberships": c.List(ctx, &members), "namespaces": c.List(ctx, &spaces), "pods": c.List(ctx, &pods),
+	} {
+		if err != nil {
+			return snapshot{}, fmt.Errorf("list %s: %w", what, err)
+		}
+	}
+	return snapshot{istios.Items, tags.Items, members.Items, spaces.Items, pods.Items}, nil
+}
+
+// check returns what is wrong, sorted by object.
+func (s snapshot) check() []finding {
+	owner := membersOf(s.istios, s.memberships)
+	var found []finding
+	add := func(object, reason, format string, a ...any) {
+		found = append(found, finding{object, reason, fmt.Sprintf(format, a...)})
+	}
+	var meshes []mesh.Mesh
+	for i := range s.istios {
+		istio := &s.istios[i]
+		meshes = append(meshes, operator.MeshOf(istio))
+		for _, c := range istio.Status.Conditions {
+			if c.Status == metav1.ConditionFalse && (c.Type == "Reconciled" || c.Type == "Ready") {
+				add("Istio "+istio.Name, c.Reason, "%s is False: %s", c.Type, cmp.Or(c.Message, c.Reason))
+			}
+		}
+		if sharedAudience(istio.Spec.Values) {
+			add("Istio "+istio.Name, "SharedAudience", "values.global.sds.token.aud is istio-ca: a token that a pod made for another mesh or for istioctl is good here too; leave it out unless proxies of Istio itself connect")
+		}
+	}
+	var spaces []mesh.Namespace
+	for _, ns := range s.namespaces {
+		spaces = append(spaces, mesh.Namespace{Name: ns.Name, Labels: ns.Labels, Holder: mesh.ID(owner[ns.Name].mesh)})
+	}
+	_, findings := mesh.Members(spaces, meshes)
+	for _, f := range findings {
+		add(f.About.String(), f.Reason, "%s", f.Message)
+	}
+	for _, pair := range mesh.Overlapping(meshes) {
+		add("Istio", "SelectorsOverlap", "a namespace could match %s; whoever labels one so will be refused", pair)
+	}
+	s.checkWorkloads(owner, add)
+	slices.SortStableFunc(found, func(a, b finding) int {
+		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
+	})
+	return found
+}
+
+// checkWorkloads compares what each pod has with what a new one in its place would get.
+func (s snapshot) checkWorkloads(owner map[string]membership, add func(object, reason, format string, a ...any)) {
+	byName := map[string]corev1.Namespace{}
+	for _, ns := range s.namespaces {
+		byName[ns.Name] = ns
+		if rev := s.revision(ns.Labels[revisionLabel]); rev != "" && ns.Labels[injectionLabel] == "" && s.has(rev) && owner[ns.Name].mesh != rev {
+			add("Namespace "+ns.Name, "NotAMember", "has %s=%s but is no member of mesh %s, so that its pods get no sidecar; give it the labels of a discovery selector of that mesh", revisionLabel, ns.Labels[revisionLabel], rev)
+		}
+	}
+	for i := range s.pods {
+		pod := &s.pods[i]
+		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || !pod.DeletionTimestamp.IsZero() {
+			continue
+		}
+		has, wants := injectedBy(pod), s.wants(byName[pod.Namespace], pod)
+		if wants != "" && owner[pod.Namespace].mesh != wants {
+			wants = "" // the webhooks of a mesh are called for its members only
+		}
+		object := "Pod " + pod.Namespace + "/" + pod.Name
+		switch {
+		case has == wants:
+		case has == "":
+			add(object, "RestartNeeded", "has no sidecar though mesh %s would give it one: it is older than the labels; restart it (%s)", wants, restart(pod))
+		case wants == "":
+			add(object, "RestartNeeded", "has a sidecar of revision %s, which no longer serves it; restart it (%s)", has, restart(pod))
+		default:
+			add(object, "RestartNeeded", "has a sidecar of revision %s but belongs to mesh %s; restart it (%s)", has, wants, restart(pod))
+		}
+	}
+}
+
+// wants is the revision that would inject a new pod of these labels, empty for none: the selectors of Istio's webhooks.
+func (s snapshot) wants(ns corev1.Namespace, pod *corev1.Pod) string {
+	inject := pod.Labels[injectLabel]
+	if inject == "false" || inject == "" && pod.Annotations[injectLabel] == "false" || pod.Spec.HostNetwork || metav1.NamespaceSystem == ns.Name {
+		return ""
+	}
+	switch nsRevision, podRevision := ns.Labels[revisionLabel], pod.Labels[revisionLabel]; {
+	case ns.Labels[injectionLabel] == "enabled":
+		return s.revision(sailv1.DefaultName)
+	case ns.Labels[injectionLabel] != "":
+		return ""
+	case nsRevision != "":
+		return s.revision(nsRevision)
+	case podRevision != "":
+		return s.revision(podRevision)
+	case inject == "true":
+		return s.revision(sailv1.DefaultName)
+	}
+	return ""
+}
+
+// revision follows tags; an unknown name stands for itself.
+func (s snapshot) revision(name string) string {
+	for _, t := range s.tags {
+		if t.Name == name {
+			return cmp.Or(t.Status.IstioRevision, t.Spec.TargetRef.Name)
+		}
+	}
+	return name
+}
+
+func (s snapshot) has(mesh string) bool {
+	return slices.ContainsFunc(s.istios, func(i sailv1.Istio) bool { return i.Name == mesh })
+}
+
+// injectedBy is the revision whose sidecar the pod has, empty for none.
+func injectedBy(pod *corev1.Pod) string {
+	var status struct{ Revision string }
+	if json.Unmarshal([]byte(pod.Annotations["sidecar.istio.io/status"]), &status) != nil {
+		return ""
+	}
+	return status.Revision
+}
+
+// restart is the command that replaces the pod.
+func restart(pod *corev1.Pod) string {
+	c := metav1.GetControllerOf(pod)
+	if c == nil {
+		return "kubectl delete pod -n " + pod.Namespace + " " + pod.Name + ", then create it again"
+	}
+	kind, name := strings.ToLower(c.Kind), c.Name
+	if base, ok := strings.CutSuffix(name, "-"+pod.Labels["pod-template-hash"]); ok && c.Kind == "ReplicaSet" {
+		kind, name = "deployment", base
+	}
+	if kind == "deployment" || kind == "statefulset" || kind == "daemonset" {
+		return "kubectl rollout restart -n " + pod.Namespace + " " + kind + "/" + name
+	}
+	return "kubectl delete pod -n " + pod.Namespace + " " + pod.Name
+}
+
+func sharedAudience(v *sailv1.Values) bool {
+	if v == nil {
+		return false
+	}
+	var values struct {
+		Global struct {
+			SDS struct{ Token struct{ Aud string } }
+		}
+	}
+	return json.Unmarshal(v.Raw, &values) == nil && values.Global.SDS.Token.Aud == "istio-ca"
+}
+
+func printFindings(w io.Writer, found []finding, output string) error {
+	switch output {
+	case "json":
+		if found == nil {
+			found = []finding{}
+		}
+		text, err := json.MarshalIndent(found, "", "  ")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(w, string(text))
+	case "text":
+		for _, f := range found {
+			fmt.Fprintf(w, "✘ %s [%s] %s\n", f.Object, f.Reason, f.Message)
+		}
+		if len(found) == 0 {
+			fmt.Fprintln(w, "✔ Nothing found.")
+		}
+		fmt.Fprint(w, "\n", softIsolation)
+	default:
+		return fmt.Errorf("--output %s: use text or json", output)
+	}
+	if len(found) > 0 {
+		return ErrReported
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+// Package cli is the verbs of heddle, which understands what istioctl understands.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/heddle-mesh/heddle/internal/operator"
+)
+
+// Options is what main knows and the verbs need.
+type Options struct {
+	Name           string // as the user called the program: heddle or istioctl
+	Version        string // Heddle's own
+	IstioNamespace string // default of --istioNamespace; empty: every mesh
+}
+
+// app is one invocation.
+type app struct {
+	Options
+	kubeconfig, context string
+	istioNamespace      string // one mesh's system namespace; empty: every mesh
+	namespace           string
+
+	// connect opens the cluster; tests replace it.
+	connect func() (cluster, error)
+}
+
+// cluster is a Kubernetes cluster as the verbs see it.
+type cluster struct {
+	client.WithWatch
+	config *rest.Config
+}
+
+// New returns the root command with all verbs.
+func New(o Options) *cobra.Command {
+	a := &app{Options: o}
+	a.connect = a.open
+	return a.command()
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   a.Name,
+		Short: "Many service meshes in one cluster, each with its own control plane",
+		Long: "heddle installs, shows and checks meshes. It takes the words that istioctl takes; where a cluster holds\n" +
+			"several meshes, -i NAMESPACE narrows a verb to the mesh with that system namespace.",
+		SilenceUsage: true, SilenceErrors: true, Version: a.Version,
+	}
+	f := root.PersistentFlags()
+	f.StringVarP(&a.kubeconfig, "kubeconfig", "c", "", "kubeconfig file (default: $KUBECONFIG, else ~/.kube/config)")
+	f.StringVar(&a.context, "context", "", "context of the kubeconfig file")
+	f.StringVarP(&a.istioNamespace, "istioNamespace", "i", a.IstioNamespace, "system namespace of the one mesh that is meant")
+	f.StringVarP(&a.namespace, "namespace", "n", "", "namespace of what is named, or to which output is limited")
+	root.AddCommand(a.installCommand(), a.uninstallCommand(), a.statusCommand(), a.versionCommand(), a.checkCommand(), a.meshCommand(), a.whyCommand())
+	for verb, short := range map[string]string{
+		"local": "A real Kubernetes on this machine (heddle-local)", "verify": "Run a document's commands against the local cluster and compare",
+	} {
+		root.AddCommand(pluginCommand(verb, short))
+	}
+	return root
+}
+
+// open reads the kubeconfig as kubectl does.
+func (a *app) open() (cluster, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = a.kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: a.context}).ClientConfig()
+	if err != nil {
+		return cluster{}, fmt.Errorf("no cluster: %w; name a kubeconfig with --kubeconfig or KUBECONFIG (`%s local up` makes a cluster and prints its path)", err, a.Name)
+	}
+	config.QPS, config.Burst = 50, 100 // one person's reads; the default of 5 a second makes `check` crawl
+	scheme, err := operator.Scheme()
+	if err != nil {
+		return cluster{}, err
+	}
+	c, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return cluster{}, fmt.Errorf("reach the cluster: %w", err)
+	}
+	return cluster{WithWatch: c, config: config}, nil
+}
+
+// ErrReported says that the verb has already told the user everything and that the exit code alone is missing.
+var ErrReported = errors.New("reported")
+
+// pluginCommand hands a verb to heddle-local, which is a program of its own: it carries a whole Kubernetes.
+func pluginCommand(verb, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: verb, Short: short, DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			path, err := findPlugin()
+			if err != nil {
+				return err
+			}
+			if verb != "local" {
+				args = append([]string{verb}, args...)
+			}
+			return syscall.Exec(path, append([]string{"heddle-local"}, args...), os.Environ())
+		},
+	}
+}
+
+// findPlugin looks beside this program, where a build puts it, and then in PATH.
+func findPlugin() (string, error) {
+	if self, err := os.Executable(); err == nil {
+		if self, err = filepath.EvalSymlinks(self); err == nil {
+			if path, err := exec.LookPath(filepath.Join(filepath.Dir(self), "heddle-local")); err == nil {
+				return path, nil
+			}
+		}
+	}
+	path, err := exec.LookPath("heddle-local")
+	if err != nil {
+		return "", errors.New("heddle-local is neither beside heddle nor in PATH: build it with `make build`, or take it from the release")
+	}
+	return path, nil
+}
+
+// confirm asks on a terminal; elsewhere it refuses and names the flag that answers in advance.
+func confirm(cmd *cobra.Command, yes bool, question string) error {
+	if yes {
+		return nil
+	}
+	in, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return fmt.Errorf("%s\nstandard input is no terminal to ask on: give --skip-confirmation (-y) to go ahead", question)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s\nProceed? (y/N) ", question)
+	answer := make([]byte, 0, 8)
+	for b := make([]byte, 1); len(answer) < cap(answer); {
+		n, err := in.Read(b)
+		if n == 0 || b[0] == '\n' || b[0] == '\r' {
+			if err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("read the answer: %w", err)
+			}
+			break
+		}
+		answer = append(answer, b[0])
+	}
+	switch string(answer) {
+	case "y", "Y", "yes", "Yes":
+		return nil
+	}
+	return errors.New("cancelled; nothing was changed")
+}
+
+// within bounds a verb's wait.
+func within(ctx context.Context, err error, what string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%s: not in the time that --readiness-timeout gives", what)
+	}
+	return err
+}
