@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -168,87 +169,169 @@ type Refusal struct {
 	Pod       string
 }
 
-// Call is a request on its way through the checks: it looks up each fact when the first check asks for it, so that who
-// shows no token costs no TokenReview.
+// Call is a request on its way through the checks. It looks a fact up when the first check asks for it, so that who shows
+// no token costs no TokenReview.
 type Call struct {
 	Request
-	gate *Gate
-
-	reviewed  bool
-	review    Review
-	reviewErr error
+	gate   *Gate
+	review func() (Review, error) // asked once
 }
 
-// Review returns what the API server says of the token, asked once.
-func (c *Call) Review(ctx context.Context) (Review, error) {
-	if !c.reviewed {
-		c.reviewed = true
-		tokens, ok := c.gate.Clusters.Tokens(c.cluster())
-		if !ok {
-			tokens, ok = c.gate.Clusters.Tokens(c.gate.Home)
-		}
-		if !ok {
-			c.reviewErr = errors.New("no API server is there to check tokens")
-			return c.review, c.reviewErr
-		}
-		c.review, c.reviewErr = tokens.Review(ctx, c.Token, []string{c.gate.Audience, SharedAudience})
+func (g *Gate) call(ctx context.Context, r Request) *Call {
+	if r.Cluster == "" {
+		r.Cluster = g.Home
 	}
-	return c.review, c.reviewErr
+	return &Call{Request: r, gate: g, review: sync.OnceValues(func() (Review, error) {
+		tokens, ok := g.Clusters.Tokens(r.Cluster)
+		if !ok {
+			tokens, ok = g.Clusters.Tokens(g.Home)
+		}
+		if !ok {
+			return Review{}, errors.New("no API server is there to check tokens")
+		}
+		return tokens.Review(ctx, r.Token, []string{g.Audience, SharedAudience})
+	})}
 }
 
-// pod returns the caller's Pod as the plane's watch knows it.
+// caller is whose the token is, as far as the API server said.
+func (c *Call) caller() Caller {
+	r, _ := c.review()
+	ns, account := r.account()
+	return Caller{
+		Identity: mesh.Identity{TrustDomain: c.gate.TrustDomain, Namespace: ns, ServiceAccount: account},
+		Cluster:  c.Cluster, Pod: r.PodName, PodUID: r.PodUID, Debug: c.debug(),
+	}
+}
+
+// pod returns the caller's Pod as the plane's watch knows it. A debug client need not be one.
 func (c *Call) pod() (Pod, bool) {
-	ns, _ := c.review.account()
-	return c.gate.Pods.Pod(c.cluster(), ns, c.review.PodName)
-}
-
-func (c *Call) cluster() mesh.ClusterID {
-	if c.Cluster == "" {
-		return c.gate.Home
+	if c.debug() {
+		return Pod{}, false
 	}
-	return c.Cluster
+	caller := c.caller()
+	return c.gate.Pods.Pod(c.Cluster, caller.Identity.Namespace, caller.Pod)
 }
 
 // Check is one reason to refuse a call. A list of checks is evaluated in order up to the first that refuses.
 type Check struct {
 	Name   string
 	Code   codes.Code // what the xDS client is told
-	Refuse func(ctx context.Context, c *Call) error
+	Refuse func(c *Call) error
+}
+
+// when returns the reason of a refusal if it holds.
+func when(refused bool, reason string, args ...any) error {
+	if refused {
+		return fmt.Errorf(reason, args...)
+	}
+	return nil
 }
 
 // authentication is what every caller passes: whose token is it, and may its holder speak to this mesh at all?
 func authentication() []Check {
 	return []Check{
-		{"token-present", codes.Unauthenticated, tokenPresent},
-		{"cluster-known", codes.Unauthenticated, clusterKnown},
-		{"token-valid", codes.Unauthenticated, tokenValid},
-		{"cluster-validated", codes.Unauthenticated, clusterValidated},
-		{"audience", codes.Unauthenticated, audience},
-		{"service-account", codes.Unauthenticated, serviceAccount},
-		{"member", codes.PermissionDenied, member},
-		{"pod-bound", codes.Unauthenticated, podBound},
-		{"pod-uid", codes.Unauthenticated, podUID},
-		{"pod-deleted", codes.Unauthenticated, podDeleted},
-		{"pod-account", codes.PermissionDenied, podAccount},
+		{"token-present", codes.Unauthenticated, func(c *Call) error {
+			return when(c.Token == "", "no bearer token in metadata authorization")
+		}},
+		{"cluster-known", codes.Unauthenticated, func(c *Call) error {
+			_, ok := c.gate.Clusters.Tokens(c.Cluster)
+			return when(!ok, "cluster %q is unknown to this mesh, whose home cluster is %q", c.Cluster, c.gate.Home)
+		}},
+		{"token-valid", codes.Unauthenticated, func(c *Call) error {
+			_, err := c.review()
+			return err
+		}},
+		{"cluster-validated", codes.Unauthenticated, func(c *Call) error {
+			r, _ := c.review()
+			return when(r.Cluster != c.Cluster, "token was validated by cluster %q, the caller names %q", r.Cluster, c.Cluster)
+		}},
+		// The audience stops replay of what another mesh or the API server was shown; membership, asked after it in every
+		// case, stops enrolment.
+		{"audience", codes.Unauthenticated, func(c *Call) error {
+			r, _ := c.review()
+			shared := slices.Contains(r.Audiences, SharedAudience) && (c.gate.AcceptShared || c.debug())
+			return when(!shared && !slices.Contains(r.Audiences, c.gate.Audience), "token is for audiences %q, not for %q", r.Audiences, c.gate.Audience)
+		}},
+		{"service-account", codes.Unauthenticated, func(c *Call) error {
+			r, _ := c.review()
+			ns, account := r.account()
+			return when(ns == "" || account == "" || !slices.Contains(r.Groups, accountGroup), "user %q of groups %q is not a service account", r.Username, r.Groups)
+		}},
+		{"member", codes.PermissionDenied, func(c *Call) error {
+			ns := c.caller().Identity.Namespace
+			return when(!c.gate.Members.Member(c.Cluster, ns), "namespace %s is not a member of this mesh", ns)
+		}},
+		{"pod-bound", codes.Unauthenticated, func(c *Call) error {
+			r, _ := c.review()
+			return when(!c.debug() && (r.PodName == "" || r.PodUID == ""), "token is not bound to a pod")
+		}},
+		{"pod-uid", codes.Unauthenticated, func(c *Call) error {
+			r, _ := c.review()
+			p, known := c.pod()
+			return when(known && p.UID != r.PodUID, "token is of pod %s with UID %s, which is %s now", r.PodName, r.PodUID, p.UID)
+		}},
+		{"pod-deleted", codes.Unauthenticated, func(c *Call) error {
+			p, _ := c.pod()
+			return when(p.Deleted, "pod %s is deleted", c.caller().Pod)
+		}},
+		{"pod-account", codes.PermissionDenied, func(c *Call) error {
+			p, known := c.pod()
+			account := c.caller().Identity.ServiceAccount
+			return when(known && p.ServiceAccount != account, "token is of service account %s, its pod runs as %s", account, p.ServiceAccount)
+		}},
 	}
 }
 
 // CAChecks returns what a caller of the CA service passes, in order.
 func CAChecks() []Check {
-	return append(authentication(), Check{"impersonation", codes.Unauthenticated, impersonation})
+	return append(authentication(), Check{"impersonation", codes.Unauthenticated, func(c *Call) error {
+		return when(c.Impersonate != "", "the caller asks for identity %q in place of its own; no node proxy is trusted to do so here", c.Impersonate)
+	}})
 }
 
 // XDSChecks returns what an xDS client passes, in order, before its first request is answered.
 func XDSChecks() []Check {
-	return append(authentication(),
-		Check{"type-served", codes.PermissionDenied, typeServed},
-		Check{"debug-namespace", codes.PermissionDenied, debugNamespace},
-		Check{"node-id", codes.PermissionDenied, nodeID},
-		Check{"node-namespace", codes.PermissionDenied, nodeNamespace},
-		Check{"node-account", codes.PermissionDenied, nodeAccount},
-		Check{"node-cluster", codes.PermissionDenied, nodeCluster},
-		Check{"node-type", codes.PermissionDenied, nodeType},
+	claim := func(name, claimed, proved string) error {
+		return when(claimed != proved, "node %s is %q, the token's is %q", name, claimed, proved)
+	}
+	return append(
+		authentication(),
+		Check{"type-served", codes.PermissionDenied, func(c *Call) error { // Istio also serves its configuration so
+			return when(!c.debug() && !strings.HasPrefix(c.Type, typePrefix), "type %q is not served", c.Type)
+		}},
+		Check{"debug-namespace", codes.PermissionDenied, func(c *Call) error {
+			ns := c.caller().Identity.Namespace
+			return when(c.debug() && ns != c.gate.RootNamespace, "type %s is for service accounts of namespace %s, the caller is of %s", c.Type, c.gate.RootNamespace, ns)
+		}},
+		node("node-id", func(c *Call, caller Caller) error {
+			return claim("id", c.Node.Name(), caller.Pod+"."+caller.Identity.Namespace)
+		}),
+		node("node-namespace", func(c *Call, caller Caller) error {
+			return claim("metadata NAMESPACE", c.Node.Namespace, caller.Identity.Namespace)
+		}),
+		node("node-account", func(c *Call, caller Caller) error {
+			return claim("metadata SERVICE_ACCOUNT", c.Node.ServiceAccount, caller.Identity.ServiceAccount)
+		}),
+		node("node-cluster", func(c *Call, caller Caller) error {
+			return claim("metadata CLUSTER_ID", c.Node.Cluster, string(caller.Cluster))
+		}),
+		node("node-type", func(c *Call, caller Caller) error { // any pod may be a sidecar; the others see more
+			t := c.Node.Type()
+			p, _ := c.pod()
+			made := slices.Contains([]string{"router", "waypoint", "ztunnel"}, t) && p.ProxyType == t
+			return when(t != "sidecar" && !made, "type %q is not what pod %s was made to run", t, caller.Pod)
+		}),
 	)
+}
+
+// node is a check of what an xDS client says of itself; a debug client says nothing that counts.
+func node(name string, refuse func(c *Call, caller Caller) error) Check {
+	return Check{name, codes.PermissionDenied, func(c *Call) error {
+		if c.debug() {
+			return nil
+		}
+		return refuse(c, c.caller())
+	}}
 }
 
 // Admit authenticates an xDS client. The error is a gRPC status with an opaque text; Refused hears the reason.
@@ -264,175 +347,21 @@ func (g *Gate) Admit(ctx context.Context, r Request, checks []Check) (Caller, er
 const opaque = "request authenticate failure"
 
 func (g *Gate) pass(ctx context.Context, service string, r Request, checks []Check) (Caller, codes.Code) {
-	c := &Call{Request: r, gate: g}
+	c := g.call(ctx, r)
 	for _, check := range checks {
-		if err := check.Refuse(ctx, c); err != nil {
-			ns, account := c.review.account()
-			if g.Refused != nil {
-				g.Refused(ctx, Refusal{
-					Service: service, Check: check.Name, Reason: err.Error(), Peer: r.Peer,
-					Namespace: ns, Account: account, Pod: c.review.PodName,
-				})
-			}
-			return Caller{}, check.Code
+		err := check.Refuse(c)
+		if err == nil {
+			continue
 		}
+		refusal := Refusal{Service: service, Check: check.Name, Reason: err.Error(), Peer: r.Peer}
+		if r.Token != "" {
+			who := c.caller()
+			refusal.Namespace, refusal.Account, refusal.Pod = who.Identity.Namespace, who.Identity.ServiceAccount, who.Pod
+		}
+		if g.Refused != nil {
+			g.Refused(ctx, refusal)
+		}
+		return Caller{}, check.Code
 	}
-	ns, account := c.review.account()
-	return Caller{
-		Identity: mesh.Identity{TrustDomain: g.TrustDomain, Namespace: ns, ServiceAccount: account},
-		Cluster:  c.cluster(), Pod: c.review.PodName, PodUID: c.review.PodUID,
-		Debug: r.debug(),
-	}, codes.OK
-}
-
-func tokenPresent(_ context.Context, c *Call) error {
-	if c.Token == "" {
-		return errors.New("no bearer token in metadata authorization")
-	}
-	return nil
-}
-
-func clusterKnown(_ context.Context, c *Call) error {
-	if _, ok := c.gate.Clusters.Tokens(c.cluster()); !ok {
-		return fmt.Errorf("cluster %q is unknown to this mesh, whose home cluster is %q", c.cluster(), c.gate.Home)
-	}
-	return nil
-}
-
-func tokenValid(ctx context.Context, c *Call) error {
-	_, err := c.Review(ctx)
-	return err
-}
-
-func clusterValidated(ctx context.Context, c *Call) error {
-	if r, _ := c.Review(ctx); r.Cluster != c.cluster() {
-		return fmt.Errorf("token was validated by cluster %q, the caller names %q", r.Cluster, c.cluster())
-	}
-	return nil
-}
-
-// audience stops replay of what another mesh or the API server was shown. Membership, checked after it in every case,
-// stops enrolment.
-func audience(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	shared := slices.Contains(r.Audiences, SharedAudience) && (c.gate.AcceptShared || c.debug())
-	if shared || slices.Contains(r.Audiences, c.gate.Audience) {
-		return nil
-	}
-	return fmt.Errorf("token is for audiences %q, not for %q", r.Audiences, c.gate.Audience)
-}
-
-func serviceAccount(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if ns, name := r.account(); ns == "" || name == "" || !slices.Contains(r.Groups, accountGroup) {
-		return fmt.Errorf("user %q of groups %q is not a service account", r.Username, r.Groups)
-	}
-	return nil
-}
-
-func member(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if ns, _ := r.account(); !c.gate.Members.Member(c.cluster(), ns) {
-		return fmt.Errorf("namespace %s is not a member of this mesh", ns)
-	}
-	return nil
-}
-
-func podBound(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if (r.PodName == "" || r.PodUID == "") && !c.debug() {
-		return errors.New("token is not bound to a pod")
-	}
-	return nil
-}
-
-func podUID(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if p, ok := c.pod(); ok && !c.debug() && p.UID != r.PodUID {
-		return fmt.Errorf("token is of pod %s with UID %s, which is %s now", r.PodName, r.PodUID, p.UID)
-	}
-	return nil
-}
-
-func podDeleted(_ context.Context, c *Call) error {
-	if p, ok := c.pod(); ok && p.Deleted {
-		return fmt.Errorf("pod %s is deleted", c.review.PodName)
-	}
-	return nil
-}
-
-func podAccount(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	_, account := r.account()
-	if p, ok := c.pod(); ok && !c.debug() && p.ServiceAccount != account {
-		return fmt.Errorf("token is of service account %s, pod %s runs as %s", account, r.PodName, p.ServiceAccount)
-	}
-	return nil
-}
-
-func impersonation(_ context.Context, c *Call) error {
-	if c.Impersonate != "" {
-		return fmt.Errorf("the caller asks for identity %q in place of its own; no node proxy is trusted to do so here", c.Impersonate)
-	}
-	return nil
-}
-
-// typeServed refuses the config-serving types of Istio's MCP form (group/version/kind).
-func typeServed(_ context.Context, c *Call) error {
-	if !c.debug() && !strings.HasPrefix(c.Type, typePrefix) {
-		return fmt.Errorf("type %q is not served", c.Type)
-	}
-	return nil
-}
-
-func debugNamespace(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if ns, _ := r.account(); c.debug() && ns != c.gate.RootNamespace {
-		return fmt.Errorf("type %s is for service accounts of namespace %s, the caller is of %s", c.Type, c.gate.RootNamespace, ns)
-	}
-	return nil
-}
-
-func nodeID(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	ns, _ := r.account()
-	if !c.debug() && c.Node.Name() != r.PodName+"."+ns {
-		return fmt.Errorf("node id %q is not of pod %s.%s", c.Node.ID, r.PodName, ns)
-	}
-	return nil
-}
-
-func nodeNamespace(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if ns, _ := r.account(); !c.debug() && c.Node.Namespace != ns {
-		return fmt.Errorf("node metadata NAMESPACE is %q, the token's is %s", c.Node.Namespace, ns)
-	}
-	return nil
-}
-
-func nodeAccount(ctx context.Context, c *Call) error {
-	r, _ := c.Review(ctx)
-	if _, account := r.account(); !c.debug() && c.Node.ServiceAccount != account {
-		return fmt.Errorf("node metadata SERVICE_ACCOUNT is %q, the token's is %s", c.Node.ServiceAccount, account)
-	}
-	return nil
-}
-
-func nodeCluster(_ context.Context, c *Call) error {
-	if !c.debug() && mesh.ClusterID(c.Node.Cluster) != c.cluster() {
-		return fmt.Errorf("node metadata CLUSTER_ID is %q, the token was validated by %s", c.Node.Cluster, c.cluster())
-	}
-	return nil
-}
-
-// nodeType lets any pod be a sidecar; the other types see more, and need a pod that was made for it.
-func nodeType(_ context.Context, c *Call) error {
-	t := c.Node.Type()
-	if c.debug() || t == "sidecar" {
-		return nil
-	}
-	if p, ok := c.pod(); ok && slices.Contains([]string{"router", "waypoint", "ztunnel"}, t) && p.ProxyType == t {
-		return nil
-	}
-	return fmt.Errorf("node type %q, which pod %s was not made to run", t, c.review.PodName)
+	return c.caller(), codes.OK
 }
