@@ -2,13 +2,21 @@ package control
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"flag"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -19,11 +27,13 @@ import (
 	"sigs.k8s.io/yaml"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
@@ -31,6 +41,7 @@ import (
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/meshtest"
 	"github.com/heddle-mesh/heddle/internal/resolve"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
@@ -165,6 +176,7 @@ func TestTranslate(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			a, w, resources := load(t, file)
+			meshtest.Validate(t, messages(t, resources)...)
 			for i, f := range a.Files {
 				what, ok := strings.CutPrefix(f.Name, "want/")
 				if !ok {
@@ -184,6 +196,57 @@ func TestTranslate(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// messages opens everything that a client holds. Files of a client's own certificate are looked for where they are.
+func messages(t *testing.T, held map[string]map[string]xds.Resource) []proto.Message {
+	t.Helper()
+	var out []proto.Message
+	for _, typ := range []string{clusterType, assignmentType, listenerType, routeType} {
+		for _, name := range sortedNames(held[typ]) {
+			m, err := held[typ][name].Any().UnmarshalNew()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c, ok := m.(*clusterv3.Cluster); ok {
+				withFiles(t, c)
+			}
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// withFiles gives a cluster that names files of the proxy files that are there: Envoy reads them when it loads the cluster.
+func withFiles(t *testing.T, c *clusterv3.Cluster) {
+	t.Helper()
+	u := &tlsv3.UpstreamTlsContext{}
+	if c.GetTransportSocket() == nil || c.GetTransportSocket().GetTypedConfig().UnmarshalTo(u) != nil || u.GetCommonTlsContext().GetValidationContext() == nil {
+		return
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inline := func(kind string, der []byte) *corev3.DataSource {
+		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})}}
+	}
+	for _, own := range u.GetCommonTlsContext().GetTlsCertificates() {
+		own.CertificateChain, own.PrivateKey = inline("CERTIFICATE", cert), inline("PRIVATE KEY", private)
+	}
+	u.GetCommonTlsContext().GetValidationContext().TrustedCa = inline("CERTIFICATE", cert)
+	if err := c.GetTransportSocket().GetTypedConfig().MarshalFrom(u); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -222,8 +285,17 @@ var views = map[string]func(*testing.T, *world, map[string]map[string]xds.Resour
 	"listener": message(listenerType),
 	"route":    message(routeType),
 	"tls":      tlsView,
+	"secured":  securedView,
 	"hosts":    hostsView,
 	"chains":   chainsView,
+	"chain": func(t *testing.T, _ *world, held map[string]map[string]xds.Resource, name string) string {
+		name, number, _ := strings.Cut(name, " ")
+		i, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return asYAML(t, open(t, held[listenerType][name], &listenerv3.Listener{}).GetFilterChains()[i])
+	},
 	"endpoints": func(t *testing.T, w *world, held map[string]map[string]xds.Resource, name string) string {
 		return endpointsView(t, held[assignmentType][name])
 	},
@@ -301,6 +373,33 @@ func tlsView(t *testing.T, _ *world, held map[string]map[string]xds.Resource, na
 	c := open(t, held[clusterType][name], &clusterv3.Cluster{})
 	secured := &clusterv3.Cluster{TransportSocket: c.GetTransportSocket(), TransportSocketMatches: c.GetTransportSocketMatches()}
 	return asYAML(t, secured)
+}
+
+// securedView prints the same in a line.
+func securedView(t *testing.T, _ *world, held map[string]map[string]xds.Resource, name string) string {
+	t.Helper()
+	c := open(t, held[clusterType][name], &clusterv3.Cluster{})
+	socket, out := c.GetTransportSocket(), ""
+	if m := c.GetTransportSocketMatches(); len(m) > 0 {
+		socket, out = m[0].GetTransportSocket(), "where the endpoint can: "
+	}
+	if socket == nil {
+		return "plain text\n"
+	}
+	u := &tlsv3.UpstreamTlsContext{}
+	if err := socket.GetTypedConfig().UnmarshalTo(u); err != nil {
+		t.Fatal(err)
+	}
+	v := u.GetCommonTlsContext().GetValidationContext()
+	out += "TLS"
+	if combined := u.GetCommonTlsContext().GetCombinedValidationContext(); combined != nil {
+		out, v = strings.TrimSuffix(out, "TLS")+"mutual TLS of the mesh", combined.GetDefaultValidationContext()
+	}
+	out += fmt.Sprintf(" to %q offering %v, names", u.GetSni(), u.GetCommonTlsContext().GetAlpnProtocols())
+	for _, n := range v.GetMatchTypedSubjectAltNames() {
+		out += " " + n.GetMatcher().GetExact()
+	}
+	return out + "\n"
 }
 
 // hostsView prints a line for each virtual host.
@@ -432,4 +531,3 @@ func endpointsView(t *testing.T, r xds.Resource) string {
 	}
 	return b.String()
 }
-
