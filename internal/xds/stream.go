@@ -276,24 +276,20 @@ func (s *Server) newNonce() string { return strconv.FormatUint(s.nonce.Add(1), 3
 // send writes a response, and gives up on a client that does not take it.
 func (st *stream) send(ctx context.Context, m *message, controlPlane string) error {
 	data := st.client.form.encode(m, controlPlane)
-	size := uint64(data.Len())
+	st.server.sent.Add(1)
+	st.server.bytes.Add(uint64(data.Len()))
 	written := make(chan error, 1)
 	go func() { written <- st.grpc.SendMsg(&frame{data}) }() // ends with the stream at the latest
 	late := time.NewTimer(st.server.o.WriteTimeout)
 	defer late.Stop()
 	select {
 	case err := <-written:
-		if err != nil {
-			return err
-		}
+		return err
 	case <-late.C:
 		return status.Error(codes.DeadlineExceeded, "client took no response in time; connect again")
 	case <-ctx.Done():
 		return ending(ctx)
 	}
-	st.server.sent.Add(1)
-	st.server.bytes.Add(size)
-	return nil
 }
 
 // ask fetches resources of a type in the table that no group holds. An error counts as none: the client must not wait.
