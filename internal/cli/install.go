@@ -71,6 +71,9 @@ func (a *app) installOperatorCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 			defer cancel()
+			if f.dryRun && f.image != "" && f.proxyImage != "" { // needs no cluster
+				return writeOperator(cmd.OutOrStdout(), operator.Images{Heddle: f.image, Proxy: f.proxyImage})
+			}
 			c, err := a.connect()
 			if err != nil {
 				return err
@@ -79,12 +82,12 @@ func (a *app) installOperatorCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if f.dryRun {
+				return writeOperator(cmd.OutOrStdout(), images)
+			}
 			objects, err := operator.Bootstrap(images, operator.Namespace)
 			if err != nil {
 				return err
-			}
-			if f.dryRun {
-				return operator.WriteYAML(cmd.OutOrStdout(), objects)
 			}
 			return a.startOperator(ctx, c, objects, newSteps(cmd.OutOrStdout()))
 		},
@@ -95,6 +98,14 @@ func (a *app) installOperatorCommand() *cobra.Command {
 	fs.StringVar(&f.image, "image", "", "image of control planes and operator")
 	fs.StringVar(&f.proxyImage, "proxy-image", "", "image of the sidecar")
 	return cmd
+}
+
+func writeOperator(w io.Writer, images operator.Images) error {
+	objects, err := operator.Bootstrap(images, operator.Namespace)
+	if err != nil {
+		return err
+	}
+	return operator.WriteYAML(w, objects)
 }
 
 func (a *app) install(cmd *cobra.Command, f installFlags) error {
