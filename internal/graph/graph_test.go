@@ -611,6 +611,7 @@ func TestDeepHash(t *testing.T) {
 		any   any
 		when  time.Time
 		array [2]float64
+		reads atomic.Int32 // may change
 	}
 	n := &node{name: "a", tags: map[string][]byte{"x": {1}, "y": nil}, any: []int{1}, when: time.Now(), array: [2]float64{1, 2}}
 	n.next = n // a cycle
@@ -629,6 +630,10 @@ func TestDeepHash(t *testing.T) {
 			t.Errorf("before the change of %s: the hash differs though nothing changed", name)
 		}
 		_ = n.when.In(time.Local).String() // fills the location's cache
+		n.reads.Add(1)
+		if deepHash(g.seed, n) != last {
+			t.Errorf("before the change of %s: reading changed the hash", name)
+		}
 		change()
 		now := deepHash(g.seed, n)
 		if now == last {

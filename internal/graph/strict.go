@@ -77,8 +77,12 @@ func (h *hasher) mapping(v reflect.Value) {
 	fmt.Fprint(h, v.Len(), sum, " ")
 }
 
-// fields leaves out the unexported fields of protobuf messages: reading such a message fills them.
+// fields leaves out the unexported fields of protobuf messages, which reading such a message fills, and what is there to be
+// changed by several goroutines.
 func (h *hasher) fields(v reflect.Value) {
+	if pkg := v.Type().PkgPath(); pkg == "sync" || pkg == "sync/atomic" {
+		return
+	}
 	_, isProto := reflect.PointerTo(v.Type()).MethodByName("ProtoReflect")
 	for i := range v.NumField() {
 		if !isProto || v.Type().Field(i).IsExported() {
