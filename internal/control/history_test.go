@@ -1,0 +1,344 @@
+package control
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	"istio.io/api/networking/v1alpha3"
+	"istio.io/api/security/v1beta1"
+	typev1beta1 "istio.io/api/type/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/resolve"
+)
+
+// dice makes random objects of a small world, so that they often concern each other.
+type dice struct{ *rand.Rand }
+
+func (d dice) namespace() string { return fmt.Sprintf("n%d", d.IntN(4)) }
+func (d dice) one(of ...string) string {
+	return of[d.IntN(len(of))]
+}
+
+func (d dice) meta(name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace: d.namespace(), Name: name, CreationTimestamp: metav1.NewTime(time.Unix(int64(d.IntN(3)), 0)),
+		Labels: map[string]string{"app": d.one("x", "y"), "version": d.one("v1", "v2")},
+	}
+}
+
+func (d dice) object() metav1.Object {
+	switch d.IntN(24) / 2 {
+	case 0:
+		ns := d.namespace()
+		return &heddlev1alpha1.Membership{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: ns},
+			Spec:       heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Phase(d.one("Member", "Member", "Member", "Member", "Member", "Member", "Joining", "Leaving"))},
+		}
+	case 1:
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: d.one("k1", "k2"), Labels: map[string]string{corev1.LabelTopologyZone: d.one("z1", "z2")}}}
+	case 2, 3, 4:
+		return d.service()
+	case 5, 6:
+		return d.slice()
+	case 7, 8:
+		o := &corev1.Pod{ObjectMeta: d.meta(d.one("p1", "p2", "p3"))}
+		o.Labels["security.istio.io/tlsMode"] = d.one("istio", "istio", "off")
+		o.Spec = corev1.PodSpec{ServiceAccountName: d.one("s1", "s2"), NodeName: d.one("k1", "k2"), HostNetwork: d.IntN(8) == 0}
+		o.Status = corev1.PodStatus{Phase: corev1.PodPhase(d.one("Running", "Running", "Running", "Failed")), PodIP: d.address(o.Namespace)}
+		return o
+	case 9:
+		return d.policy()
+	default:
+		return d.rule()
+	}
+}
+
+func (d dice) address(namespace string) string {
+	return fmt.Sprintf("10.%s.0.%d", namespace[1:], d.IntN(3))
+}
+
+func (d dice) service() *corev1.Service {
+	o := &corev1.Service{ObjectMeta: d.meta(d.one("a", "b", "c"))}
+	o.Spec.ClusterIP = d.one("None", fmt.Sprintf("10.%s.1.%d", o.Namespace[1:], d.IntN(4)))
+	o.Spec.Selector = map[string]string{"app": d.one("x", "y")}
+	if d.IntN(6) == 0 {
+		o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "a." + d.namespace() + ".svc.cluster.local"}
+	}
+	if d.IntN(3) == 0 {
+		o.Annotations = map[string]string{"networking.istio.io/exportTo": d.one(".", "~", "n1,n2", "*")}
+	}
+	for i := range d.IntN(3) {
+		o.Spec.Ports = append(o.Spec.Ports, corev1.ServicePort{
+			Name: d.one("http", "tcp", "grpc", "what") + fmt.Sprintf("-%d", i), Port: int32(80 + i), TargetPort: intstr.FromInt32(int32(8080 + d.IntN(2))),
+		})
+	}
+	return o
+}
+
+func (d dice) slice() *discoveryv1.EndpointSlice {
+	o := &discoveryv1.EndpointSlice{ObjectMeta: d.meta(d.one("a", "b", "b2"))}
+	o.Labels = map[string]string{discoveryv1.LabelServiceName: d.one("a", "b", "c")}
+	for range d.IntN(3) {
+		ready := d.IntN(3) > 0
+		e := discoveryv1.Endpoint{Addresses: []string{d.address(o.Namespace)}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}
+		if d.IntN(3) > 0 {
+			e.TargetRef = &corev1.ObjectReference{Kind: "Pod", Name: d.one("p1", "p2", "p3")}
+		}
+		o.Endpoints = append(o.Endpoints, e)
+	}
+	for i := range 2 {
+		name, port := d.one("http", "tcp", "grpc", "what")+fmt.Sprintf("-%d", i), int32(8080+d.IntN(2))
+		o.Ports = append(o.Ports, discoveryv1.EndpointPort{Name: &name, Port: &port})
+	}
+	return o
+}
+
+func (d dice) policy() *securityv1.PeerAuthentication {
+	mode := func() *v1beta1.PeerAuthentication_MutualTLS {
+		return &v1beta1.PeerAuthentication_MutualTLS{Mode: v1beta1.PeerAuthentication_MutualTLS_Mode(d.IntN(4))}
+	}
+	o := &securityv1.PeerAuthentication{ObjectMeta: d.meta(d.one("a", "b"))}
+	o.Spec.Mtls = mode()
+	if d.IntN(2) == 0 {
+		o.Spec.Selector = &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": d.one("x", "y")}}
+		o.Spec.PortLevelMtls = map[uint32]*v1beta1.PeerAuthentication_MutualTLS{8080: mode(), 9999: mode()}
+	}
+	return o
+}
+
+func (d dice) rule() *networkingv1.DestinationRule {
+	policy := func() *v1alpha3.TrafficPolicy {
+		if d.IntN(3) == 0 {
+			return nil
+		}
+		return &v1alpha3.TrafficPolicy{Tls: &v1alpha3.ClientTLSSettings{Mode: v1alpha3.ClientTLSSettings_TLSmode(d.IntN(4))}}
+	}
+	o := &networkingv1.DestinationRule{ObjectMeta: d.meta(d.one("a", "b"))}
+	o.Spec.Host = d.one("a", "b", "a."+d.namespace()+".svc.cluster.local", "*."+d.namespace()+".svc.cluster.local", "*")
+	o.Spec.TrafficPolicy = policy()
+	if d.IntN(2) == 0 {
+		o.Spec.ExportTo = []string{d.one(".", "~", "n2", "*")}
+	}
+	for range d.IntN(2) {
+		o.Spec.Subsets = append(o.Spec.Subsets, &v1alpha3.Subset{Name: d.one("v1", "v2"), Labels: map[string]string{"version": "v1"}, TrafficPolicy: policy()})
+	}
+	return o
+}
+
+func (d dice) config() *meshv1alpha1.MeshConfig {
+	return &meshv1alpha1.MeshConfig{
+		RootNamespace: "n0", AccessLogFile: d.one("", "/dev/stdout"), EnableAutoMtls: wrapperspb.Bool(d.IntN(4) > 0),
+		TrustDomain: d.one("", "td"), ProtocolDetectionTimeout: durationpb.New(time.Duration(d.IntN(2)) * time.Second),
+	}
+}
+
+// history is what was set and not removed.
+type history map[string]metav1.Object
+
+// step stages a few random changes in every world.
+func (h history) step(d dice, worlds ...*world) {
+	for range 1 + d.IntN(4) {
+		o, remove := d.object(), d.IntN(4) == 0
+		for _, w := range worlds {
+			w.set(o, remove)
+		}
+		id := fmt.Sprintf("%T %s/%s", o, o.GetNamespace(), o.GetName())
+		if remove {
+			delete(h, id)
+		} else {
+			h[id] = o
+		}
+	}
+	for _, w := range worlds {
+		w.graph.Step()
+	}
+}
+
+// join makes every namespace a member, so that a history has something to begin with.
+func (h history) join(w *world, namespaces ...string) {
+	for _, ns := range namespaces {
+		o := &heddlev1alpha1.Membership{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: ns},
+			Spec:       heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Member},
+		}
+		w.set(o, false)
+		h[fmt.Sprintf("%T %s/%s", o, o.Namespace, o.Name)] = o
+	}
+}
+
+// lines prints what groups hold, whatever the order in which it came.
+func (h held) lines() map[string]string {
+	out := map[string]string{}
+	for group, types := range h {
+		for typ, resources := range types {
+			for name, r := range resources {
+				out[fmt.Sprintf("%s %s %s", group, short(typ), name)] = r.Version + " " + r.Origin
+			}
+		}
+	}
+	return out
+}
+
+// What a pipeline holds after any history is what it makes of the objects that are left, all at once.
+func TestPipelineEqualsRecomputation(t *testing.T) {
+	compared := 0
+	for seed := range uint64(12) {
+		d := dice{rand.New(rand.NewPCG(seed, 1))}
+		h, w := history{}, newWorld("a")
+		h.join(w, "n0", "n1", "n2")
+		var config *meshv1alpha1.MeshConfig
+		for round := range 60 {
+			if d.IntN(8) == 0 {
+				config = d.config()
+				w.MeshConfig.Set("a", config)
+			}
+			h.step(d, w)
+			if round%6 != 5 {
+				continue
+			}
+			fresh := newWorld("a")
+			for _, o := range h {
+				fresh.set(o, false)
+			}
+			if config != nil {
+				fresh.MeshConfig.Set("a", config)
+			}
+			fresh.graph.Step()
+			got, want := w.held.lines(), fresh.held.lines()
+			compared += len(want)
+			for k := range want {
+				if got[k] != want[k] {
+					t.Errorf("seed %d, round %d: %s is %q, recomputed %q", seed, round, k, got[k], want[k])
+				}
+			}
+			for k := range got {
+				if _, ok := want[k]; !ok {
+					t.Errorf("seed %d, round %d: %s is left over", seed, round, k)
+				}
+			}
+			if t.Failed() {
+				return
+			}
+		}
+	}
+	if compared < 1500 {
+		t.Errorf("%d resources were compared, too few to tell", compared)
+	}
+}
+
+// Two meshes that are shown the same objects hold nothing of each other's namespaces: every name, address and identity in
+// what a mesh's groups hold is of a namespace that the mesh serves, though names in all namespaces are equal.
+func TestMeshesNeverMix(t *testing.T) {
+	traces := regexp.MustCompile(`\bn\d\b|\b10\.\d\.[01]\.\d\b`)
+	seen := 0
+	for seed := range uint64(6) {
+		d := dice{rand.New(rand.NewPCG(seed, 2))}
+		worlds := []*world{newWorld("a"), newWorld("b")}
+		own := map[mesh.ID][]string{"a": {"n0", "n1"}, "b": {"n2", "n3"}}
+		h := history{}
+		for _, w := range worlds {
+			h.join(w, own[w.Mesh()]...)
+		}
+		for range 40 {
+			// Memberships come from the operator, to one mesh each.
+			o, remove := d.object(), d.IntN(5) == 0
+			for _, w := range worlds {
+				if m, ok := o.(*heddlev1alpha1.Membership); !ok || m.Name == own[w.Mesh()][0] || m.Name == own[w.Mesh()][1] {
+					w.set(o, remove)
+				}
+				w.graph.Step()
+				seen += checkOwn(t, w, traces)
+			}
+		}
+	}
+	if seen < 10000 {
+		t.Errorf("%d traces of namespaces were looked at, too few to tell", seen)
+	}
+}
+
+func checkOwn(t *testing.T, w *world, traces *regexp.Regexp) (seen int) {
+	t.Helper()
+	for group, types := range w.held {
+		for _, resources := range types {
+			for _, r := range resources {
+				m, err := r.Any().UnmarshalNew()
+				if err != nil {
+					t.Fatal(err)
+				}
+				text := string(group) + r.Origin + protojson.Format(m)
+				for _, trace := range traces.FindAllString(text, -1) {
+					ns := trace
+					if trace[0] != 'n' {
+						ns = "n" + trace[3:4]
+					}
+					seen++
+					if member, ok := w.Member(ns); !ok || member.Phase != mesh.Served {
+						t.Fatalf("mesh %s holds %s %s, which speaks of %s", w.Mesh(), group, r.Name, trace)
+					}
+				}
+			}
+		}
+	}
+	return seen
+}
+
+// A proxy whose pod the plane has not seen yet is served by what it says of itself, then by the pod.
+func TestProvisionalInbound(t *testing.T) {
+	w, h := newWorld("a"), history{}
+	h.join(w, "n0")
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "n0", Name: "web"}}
+	svc.Spec = corev1.ServiceSpec{ClusterIP: "10.0.1.1", Selector: map[string]string{"app": "web"}, Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("web")}}}
+	w.set(svc, false)
+	w.graph.Step()
+	scope := resolve.Scope{
+		Mesh: "a", Workload: mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: "n0", Name: "web-1"},
+		Labels: map[string]string{"app": "web"}, Ports: map[string]uint32{"web": 8080},
+	}
+	inbound := func() string {
+		groups := w.Groups(scope)
+		return w.held[groups[len(groups)-1]][listenerType]["virtualInbound"].Version
+	}
+	if v := inbound(); v != "" {
+		t.Fatalf("an inbound listener before anything is known of the workload: %s", v)
+	}
+	w.graph.Step()
+	said := inbound()
+	if said == "" {
+		t.Fatal("no inbound listener by what the client says")
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n0", Name: "web-1", Labels: map[string]string{"app": "web"}}}
+	pod.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}}
+	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"}
+	w.set(pod, false)
+	w.graph.Step()
+	if v := inbound(); v != said {
+		t.Errorf("an equal pod changed the listener from %s to %s", said, v)
+	}
+	w.graph.Step()
+	if _, claimed := w.claims.Lookup(scope.Workload); claimed {
+		t.Error("what the client said is kept though its pod is known")
+	}
+	other := pod.DeepCopy()
+	other.Labels["app"] = "else"
+	w.set(other, false)
+	w.graph.Step()
+	if v := inbound(); v == said || v == "" {
+		t.Errorf("the pod's own labels do not count: listener %q", v)
+	}
+}
