@@ -78,7 +78,7 @@ func readDocument(texts [][]byte, sets []string) (document, error) {
 			return document{}, fmt.Errorf("--set %s: want path=value", s)
 		}
 		var v any = value
-		if err := sigsyaml.Unmarshal([]byte(value), &v); err != nil {
+		if json.Unmarshal([]byte(value), &v) != nil { // not YAML, to which n is false
 			v = value
 		}
 		keys := append([]string{"spec"}, strings.Split(path, ".")...)

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+)
+
+func istio(name, namespace, selector string) sailv1.Istio {
+	i := sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	i.Spec.Namespace = namespace
+	i.Spec.Values = &sailv1.Values{Raw: []byte(`{"meshConfig":{"discoverySelectors":[` + selector + `]}}`)}
+	return i
+}
+
+func labelled(name string, kv ...string) corev1.Namespace {
+	ns := corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+	for i := 0; i+1 < len(kv); i += 2 {
+		ns.Labels[kv[i]] = kv[i+1]
+	}
+	return ns
+}
+
+func pod(ns, name, sidecar string, kv ...string) corev1.Pod {
+	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Labels: labelled("", kv...).Labels}}
+	if sidecar != "" {
+		p.Annotations = map[string]string{"sidecar.istio.io/status": `{"revision":"` + sidecar + `"}`}
+	}
+	return p
+}
+
+func member(system, ns string, phase heddlev1alpha1.Phase) heddlev1alpha1.Membership {
+	return heddlev1alpha1.Membership{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: ns}, Spec: heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: phase}}
+}
+
+func world() snapshot {
+	const rev, disc = "istio.io/rev", "istio-discovery"
+	return snapshot{
+		istios: []sailv1.Istio{istio("mesh-1", "sys-1", `{"matchLabels":{"istio-discovery":"mesh-1"}}`), istio("mesh-2", "sys-2", `{"matchLabels":{"istio-discovery":"mesh-2"}}`)},
+		tags:   []sailv1.IstioRevisionTag{{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Kind: "Istio", Name: "mesh-1"}}}},
+		memberships: []heddlev1alpha1.Membership{
+			member("sys-1", "sys-1", heddlev1alpha1.Member), member("sys-2", "sys-2", heddlev1alpha1.Member),
+			member("sys-1", "app-1", heddlev1alpha1.Member), member("sys-2", "app-2", heddlev1alpha1.Member),
+		},
+		namespaces: []corev1.Namespace{
+			labelled("sys-1", disc, "mesh-1"), labelled("sys-2", disc, "mesh-2"),
+			labelled("app-1", disc, "mesh-1", rev, "mesh-1"), labelled("app-2", disc, "mesh-2", rev, "mesh-2"), labelled("plain"),
+		},
+		pods: []corev1.Pod{
+			pod("sys-1", "istiod", "", "sidecar.istio.io/inject", "false", rev, "mesh-1"), pod("app-1", "a", "mesh-1"), pod("app-2", "b", "mesh-2"), pod("plain", "c", ""),
+		},
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		edit func(*snapshot)
+		want []string // object and reason, then a part of the message
+	}{
+		{name: "a good cluster", edit: func(*snapshot) {}},
+		{name: "no sidecar yet", edit: func(s *snapshot) { s.pods = append(s.pods, pod("app-1", "old", "")) }, want: []string{"Pod app-1/old RestartNeeded: has no sidecar though mesh mesh-1"}},
+		{name: "opted out", edit: func(s *snapshot) {
+			s.pods = append(s.pods, pod("app-1", "out", "", "sidecar.istio.io/inject", "false"))
+		}},
+		{name: "finished", edit: func(s *snapshot) {
+			p := pod("app-1", "job", "")
+			p.Status.Phase = corev1.PodSucceeded
+			s.pods = append(s.pods, p)
+		}},
+		{name: "moved to the other mesh", edit: func(s *snapshot) {
+			s.namespaces[2] = labelled("app-1", "istio-discovery", "mesh-2", "istio.io/rev", "mesh-2")
+			s.memberships[2] = member("sys-1", "app-1", heddlev1alpha1.Leaving)
+			s.memberships = append(s.memberships, member("sys-2", "app-1", heddlev1alpha1.Joining))
+		}, want: []string{"Pod app-1/a RestartNeeded: has a sidecar of revision mesh-1 but belongs to mesh mesh-2"}},
+		{name: "left", edit: func(s *snapshot) {
+			s.namespaces[2] = labelled("app-1")
+			s.memberships = append(s.memberships[:2], s.memberships[3])
+		}, want: []string{"Pod app-1/a RestartNeeded: no longer serves it"}},
+		{name: "DSC-08: injected only", edit: func(s *snapshot) { s.namespaces[4] = labelled("plain", "istio.io/rev", "mesh-1") },
+			want: []string{"Namespace plain NotAMember: give it the labels of a discovery selector"}},
+		{name: "injection by the default tag", edit: func(s *snapshot) {
+			s.namespaces[2] = labelled("app-1", "istio-discovery", "mesh-1", "istio-injection", "enabled", "istio.io/rev", "mesh-2")
+		}},
+		{name: "INJ-09: istio-injection wins", edit: func(s *snapshot) {
+			s.namespaces[3] = labelled("app-2", "istio-discovery", "mesh-2", "istio-injection", "enabled", "istio.io/rev", "mesh-2")
+		}, want: []string{"Pod app-2/b RestartNeeded: no longer serves it"}},
+		{name: "DSC-07: system namespace without its label", edit: func(s *snapshot) {
+			s.namespaces[0] = labelled("sys-1")
+			s.memberships = s.memberships[1:]
+		}, want: []string{"Istio mesh-1 SystemNamespaceNotSelected: system namespace sys-1"}},
+		{name: "two meshes could meet", edit: func(s *snapshot) {
+			s.istios[1] = istio("mesh-2", "sys-2", `{"matchLabels":{"istio-discovery":"mesh-2"}},{"matchExpressions":[{"key":"team","operator":"Exists"}]}`)
+		}, want: []string{"Istio SelectorsOverlap: team Exists"}},
+		{name: "Istio's own audience", edit: func(s *snapshot) {
+			s.istios[0].Spec.Values.Raw = []byte(`{"meshConfig":{"discoverySelectors":[{"matchLabels":{"istio-discovery":"mesh-1"}}]},"global":{"sds":{"token":{"aud":"istio-ca"}}}}`)
+		}, want: []string{"Istio mesh-1 SharedAudience: istio-ca"}},
+		{name: "not ready", edit: func(s *snapshot) {
+			s.istios[0].Status.Conditions = []metav1.Condition{{Type: "Ready", Status: metav1.ConditionFalse, Reason: "IstiodNotReady", Message: "no pod"}}
+		}, want: []string{"Istio mesh-1 IstiodNotReady: no pod"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := world()
+			c.edit(&s)
+			found := s.check()
+			if len(found) != len(c.want) {
+				t.Fatalf("found %+v", found)
+			}
+			for i, f := range found {
+				head, part, _ := strings.Cut(c.want[i], ": ")
+				if f.Object+" "+f.Reason != head || !strings.Contains(f.Message, part) {
+					t.Errorf("found %+v, want %q", f, c.want[i])
+				}
+			}
+		})
+	}
+}
+
+func TestRestart(t *testing.T) {
+	owned := func(kind, name string) *corev1.Pod {
+		p := pod("ns", "p", "", "pod-template-hash", "abc")
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: kind, Name: name, Controller: new(true)}}
+		return &p
+	}
+	alone := pod("ns", "p", "")
+	for p, want := range map[*corev1.Pod]string{
+		owned("ReplicaSet", "web-abc"): "kubectl rollout restart -n ns deployment/web", owned("ReplicaSet", "bare"): "kubectl delete pod -n ns p",
+		owned("StatefulSet", "db"): "kubectl rollout restart -n ns statefulset/db", &alone: "kubectl delete pod -n ns p, then create it again",
+	} {
+		if got := restart(p); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestPrintFindings(t *testing.T) {
+	var out bytes.Buffer
+	if err := printFindings(&out, nil, "text"); err != nil || !strings.Contains(out.String(), "Isolation: soft") {
+		t.Errorf("%v\n%s", err, &out)
+	}
+	out.Reset()
+	if err := printFindings(&out, []finding{{"Pod a/b", "RestartNeeded", "x"}}, "json"); !errors.Is(err, ErrReported) || !strings.Contains(out.String(), `"object": "Pod a/b"`) {
+		t.Errorf("%v\n%s", err, &out)
+	}
+}
+
+func TestPrintMeshes(t *testing.T) {
+	s := world()
+	s.istios[0].Status.State, s.istios[0].Status.ActiveRevisionName, s.istios[0].Spec.Version = "Healthy", "mesh-1", "v1.30.3"
+	var out bytes.Buffer
+	if err := printMeshes(&out, s.istios, membersOf(s.istios, s.memberships)); err != nil {
+		t.Fatal(err)
+	}
+	want := `MESH       NAMESPACE     REVISION     STATUS      VERSION     MEMBERS         SELECTORS
+mesh-1     sys-1         mesh-1       Healthy     v1.30.3     app-1,sys-1     istio-discovery In mesh-1
+mesh-2     sys-2         -            -           -           app-2,sys-2     istio-discovery In mesh-2
+
+` + softIsolation
+	if d := cmp.Diff(want, out.String()); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
+}
+
+func TestSplitPod(t *testing.T) {
+	for in, want := range map[string][2]string{"a.b": {"a", "b"}, "b/a": {"a", "b"}, "a": {"a", "flag"}, "a.1.b": {"a.1", "b"}} {
+		if p, ns := splitPod(in, "flag"); p != want[0] || ns != want[1] {
+			t.Errorf("%s: %s %s", in, p, ns)
+		}
+	}
+}

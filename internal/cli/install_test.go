@@ -1,0 +1,204 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/creack/pty"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/operator"
+)
+
+// cluster0 is a cluster with a running operator, which here is the fake's Apply: what is applied is ready at once, or
+// refused.
+func cluster0(t *testing.T, refuse error, objects ...client.Object) cluster {
+	t.Helper()
+	scheme, err := operator.Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: operator.Namespace, Name: operatorName}}
+	d.Status.UpdatedReplicas, d.Status.AvailableReplicas = 2, 2
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(objects, d)...).WithStatusSubresource(&sailv1.Istio{}).
+		WithIndex(&sailv1.Istio{}, "metadata.name", byName).WithIndex(&sailv1.IstioRevision{}, "metadata.name", byName).WithIndex(&appsv1.Deployment{}, "metadata.name", byName).
+		WithInterceptorFuncs(interceptor.Funcs{Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, _ ...client.ApplyOption) error {
+			if refuse != nil {
+				return refuse
+			}
+			u := o.(interface{ GetName() string })
+			istio := &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), UID: "u"}}
+			if err := c.Create(ctx, istio); err != nil {
+				return err
+			}
+			istio.Status.Conditions = []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue, Reason: "Ready"}}
+			return c.Status().Update(ctx, istio)
+		}}).Build()
+	return cluster{WithWatch: c}
+}
+
+func byName(o client.Object) []string { return []string{o.GetName()} }
+
+func runVerb(t *testing.T, c cluster, stdin io.Reader, args ...string) (string, error) {
+	t.Helper()
+	a := &app{Options: Options{Name: "heddle", Version: "0.1.0"}, connect: func() (cluster, error) { return c, nil }}
+	cmd := a.command()
+	var out bytes.Buffer
+	cmd.SetArgs(args)
+	cmd.SetIn(stdin)
+	cmd.SetOut(&out)
+	cmd.SetErr(&out)
+	err := cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+// MCP-07, CTL-05: the namespace, the Istio object and, as the cluster has none, the default tag.
+func TestInstall(t *testing.T) {
+	c := cluster0(t, nil)
+	out, err := runVerb(t, c, strings.NewReader(usergroup1), "install", "-y", "-f", "-")
+	if err != nil || !strings.Contains(out, "mesh usergroup-1 ready in namespace usergroup-1") || !strings.Contains(out, "note: ") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	tag := &sailv1.IstioRevisionTag{}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "default"}, tag); err != nil || tag.Spec.TargetRef.Name != "usergroup-1" || len(tag.OwnerReferences) != 1 {
+		t.Errorf("%+v %v", tag, err)
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "usergroup-1"}, &corev1.Namespace{}); err != nil {
+		t.Error(err)
+	}
+	out, err = runVerb(t, c, strings.NewReader(strings.ReplaceAll(usergroup1, "group-1", "group-2")), "install", "-y", "-f", "-")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "default"}, tag); err != nil || tag.Spec.TargetRef.Name != "usergroup-1" {
+		t.Errorf("the second mesh took the default tag: %+v %v", tag.Spec, err)
+	}
+}
+
+func TestInstallRefused(t *testing.T) {
+	c := cluster0(t, apierrors.NewInvalid(sailv1.GroupVersion.WithKind("Istio").GroupKind(), "x", nil))
+	out, err := runVerb(t, c, nil, "install", "-y", "-r", "x")
+	if err == nil || !strings.Contains(err.Error(), "apply Istio x") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestInstallDryRun(t *testing.T) {
+	out, err := runVerb(t, cluster{}, strings.NewReader(usergroup1), "install", "--dry-run", "-f", "-")
+	if err != nil || !strings.HasPrefix(out, "apiVersion: sailoperator.io/v1\nkind: Istio\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	out, err = runVerb(t, cluster{}, nil, "install", "operator", "--dry-run", "--image", "h:1", "--proxy-image", "p:1")
+	if err != nil || !strings.Contains(out, "image: h:1") || !strings.Contains(out, "value: p:1") {
+		t.Errorf("%v\n%.300s", err, out)
+	}
+}
+
+func meshOne(t *testing.T) cluster {
+	return cluster0(t, nil, &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "usergroup-1"}, Spec: sailv1.IstioSpec{Namespace: "usergroup-1"}},
+		&sailv1.IstioRevisionTag{ObjectMeta: metav1.ObjectMeta{Name: "default", Labels: map[string]string{madeBy: fieldManager}}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Name: "usergroup-1"}}})
+}
+
+// MCP-33, MCP-41: asks on a terminal; without one it fails and names the flag; y removes the mesh and its default tag.
+func TestUninstall(t *testing.T) {
+	for _, c := range []struct {
+		name, answer string
+		args         []string
+		says         string // in output or error
+		gone         bool
+	}{
+		{name: "yes", answer: "y\n", says: "mesh usergroup-1 removed", gone: true},
+		{name: "no", answer: "n\n", says: "cancelled; nothing was changed"},
+		{name: "enter", answer: "\n", says: "cancelled"},
+		{name: "no terminal", says: "--skip-confirmation (-y)"},
+		{name: "flag", args: []string{"-y"}, says: "removed", gone: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var stdin io.Reader = strings.NewReader("y\n")
+			if c.answer != "" {
+				ptmx, tty, err := pty.Open()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer ptmx.Close()
+				defer tty.Close()
+				if _, err := io.WriteString(ptmx, c.answer); err != nil {
+					t.Fatal(err)
+				}
+				stdin = tty
+			}
+			w := meshOne(t)
+			out, err := runVerb(t, w, stdin, append([]string{"uninstall", "--revision", "usergroup-1"}, c.args...)...)
+			if err != nil {
+				out += err.Error()
+			}
+			if (err == nil) != c.gone || !strings.Contains(out, c.says) {
+				t.Errorf("%s", out)
+			}
+			if c.answer != "" && !strings.Contains(out, "Proceed? (y/N)") {
+				t.Errorf("did not ask: %s", out)
+			}
+			for name, o := range map[string]client.Object{"usergroup-1": &sailv1.Istio{}, "default": &sailv1.IstioRevisionTag{}} {
+				err := w.Get(t.Context(), client.ObjectKey{Name: name}, o)
+				if apierrors.IsNotFound(err) != c.gone {
+					t.Errorf("%T %s: %v, want gone %v", o, name, err, c.gone)
+				}
+			}
+		})
+	}
+}
+
+func TestUninstallRefuses(t *testing.T) {
+	for args, says := range map[string]string{
+		"uninstall": "name the mesh: --revision", "uninstall --purge -y": "would remove every mesh", "uninstall -y -r nope": "could not find target revision nope; there are: usergroup-1",
+	} {
+		if out, err := runVerb(t, meshOne(t), nil, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// A user's own default tag stays.
+func TestForeignTagStays(t *testing.T) {
+	c := meshOne(t)
+	tag := &sailv1.IstioRevisionTag{}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "default"}, tag); err != nil {
+		t.Fatal(err)
+	}
+	tag.Labels = nil
+	if err := c.Update(t.Context(), tag); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := runVerb(t, c, nil, "uninstall", "-y", "-r", "usergroup-1"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "default"}, tag); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPluginIsFoundInPath(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	if _, err := findPlugin(); err == nil || !strings.Contains(err.Error(), "make build") {
+		t.Errorf("without one: %v", err)
+	}
+	if err := os.WriteFile(dir+"/heddle-local", []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := findPlugin(); err != nil || p != dir+"/heddle-local" {
+		t.Errorf("%s %v", p, err)
+	}
+}
