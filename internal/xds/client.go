@@ -3,7 +3,6 @@ package xds
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -94,9 +93,10 @@ func (c *Client) stream(ctx context.Context) (applied bool, err error) {
 }
 
 func (c *Client) hold(r *discoveryv3.DeltaDiscoveryResponse) {
-	held := maps.Clone(c.held[r.GetTypeUrl()]) // the last stream's request may still be written
+	held := c.held[r.GetTypeUrl()]
 	if held == nil {
 		held = map[string]string{}
+		c.held[r.GetTypeUrl()] = held
 	}
 	for _, res := range r.GetResources() {
 		held[res.GetName()] = res.GetVersion()
@@ -104,5 +104,4 @@ func (c *Client) hold(r *discoveryv3.DeltaDiscoveryResponse) {
 	for _, n := range r.GetRemovedResources() {
 		delete(held, n)
 	}
-	c.held[r.GetTypeUrl()] = held
 }

@@ -290,3 +290,101 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 		}
 	}
 }
+
+// FuzzStream feeds the state machine any sequence of requests, sensible or not, and of changes. What is sent must be
+// wanted, one response of a type at a time, and once all are accepted nothing may be missing.
+func FuzzStream(f *testing.F) {
+	f.Add([]byte("\x00\x10\x20\x30"), true)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for i := range 20 {
+		b := make([]byte, 200)
+		for j := range b {
+			b[j] = byte(rnd.Uint32())
+		}
+		f.Add(b, i%2 == 0)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, delta bool) {
+		m := newMachine(map[bool]*form{true: deltaForm, false: sotwForm}[delta], 2)
+		take := func() byte {
+			if len(b) == 0 {
+				return 0
+			}
+			c := b[0]
+			b = b[1:]
+			return c
+		}
+		name := func() string { return []string{"*", "a", "b", "c"}[take()%4] }
+		for len(b) > 0 {
+			op, s := take(), m.subs[take()%byte(len(m.subs))]
+			switch op % 4 {
+			case 0:
+				m.publish(int(take()%2), Change{Type: s.rule.URL, Set: []Resource{named(fmt.Sprint(name(), "@", take()%3))}})
+			case 1:
+				m.publish(int(take()%2), Change{Type: s.rule.URL, Remove: []string{name()}})
+			default:
+				q := &request{typeURL: s.rule.URL, nonce: []string{"", s.nonce, "old"}[take()%3], nack: take()%4 == 0}
+				for range take() % 3 {
+					q.names = append(q.names, name())
+				}
+				if delta {
+					q.drop = []string{name()}[:take()%2]
+					q.held = map[string]string{name(): fmt.Sprint(take() % 3)}
+				}
+				if _, err := m.request(q, m.now); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stepOnce(t, m)
+		}
+		for range 100 {
+			for _, s := range m.subs {
+				if s.out != nil {
+					q := &request{typeURL: s.rule.URL, nonce: s.nonce}
+					if !delta {
+						q.names = slices.Collect(maps.Keys(s.names))
+						if s.all {
+							q.names = append(q.names, "*")
+						}
+					}
+					if _, err := m.request(q, m.now); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if !stepOnce(t, m) {
+				break
+			}
+		}
+		for _, s := range m.subs {
+			s.full = true
+			if d := s.diff(m.groups, delta, false); s.asked && (!d.empty() || s.owe) || s.out != nil {
+				t.Errorf("%s: not told %+v, response due: %t, out: %+v", s.rule.URL, d, s.owe, s.out)
+			}
+		}
+	})
+}
+
+// stepOnce says whether something was sent.
+func stepOnce(t *testing.T, m *machine) bool {
+	before := map[string]*message{}
+	for _, s := range m.subs {
+		before[s.rule.URL] = s.out
+	}
+	sent := m.step().send
+	for _, r := range sent {
+		s := m.sub(r.typeURL)
+		if before[r.typeURL] != nil {
+			t.Errorf("%s: a second response while one is out", r.typeURL)
+		}
+		before[r.typeURL] = r
+		for _, res := range r.set {
+			if _, ok := s.names[res.Name]; !ok && !s.all {
+				t.Errorf("%s: %s was not asked for", r.typeURL, res.Name)
+			}
+		}
+	}
+	if again := m.step().send; len(again) > 0 {
+		t.Errorf("%d more responses in a second step", len(again))
+	}
+	return len(sent) > 0
+}

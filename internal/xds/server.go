@@ -33,7 +33,7 @@ type TypeRule struct {
 	URL         string
 	Wildcard    bool   // an empty subscription means all; a state-of-the-world response then holds them all
 	Order       int    // additions are sent in this order, removals in reverse; unique
-	ResendAfter string // when that type sends a name, this type's resource of the same name is sent after it, even if unchanged
+	ResendAfter string // a type of lower Order: when it sends a name, this type's resource of the same name is sent after it, even if unchanged
 	NeverRemove bool   // clients are never told that a resource is gone
 }
 
@@ -51,7 +51,8 @@ type Session struct {
 	// Ask fetches resources that no group holds: names of a type in the table, or any request of a type that is not.
 	// It may return fewer than asked. An error of gRPC status ends the stream for types outside the table. Nil: none.
 	Ask func(ctx context.Context, typeURL string, names []string) ([]Resource, error)
-	// OnNack is told of each rejected response: its version, the client's text, and the origins of its resources. May be nil.
+	// OnNack is told of each rejected response: its version, the client's text, and the origins of its resources. Where
+	// the form allows, a rejected response is first sent again in parts, and only what is alone to blame is told. May be nil.
 	OnNack func(typeURL, version, detail string, origins []string)
 }
 
@@ -69,9 +70,9 @@ type Options struct {
 	// Admit authenticates and authorises a stream on its first request. Its error, a gRPC status, ends the stream.
 	Admit        func(ctx context.Context, h Hello) (*Session, error)
 	ControlPlane string        // control_plane.identifier of answers to types outside the table
-	MaxNames     int           // in one request and in one type's subscription; 0: 20,000
+	MaxNames     int           // of a type: subscribed to, and told in one request; 0: 20,000
 	MaxStreams   int           // of one Session.ID; 0: 16
-	WriteTimeout time.Duration // a client that takes no byte for so long is cut; 0: 10 s
+	WriteTimeout time.Duration // a client that leaves no room for a response for so long is cut; 0: 30 s
 }
 
 // Stats count since the start.
@@ -131,7 +132,7 @@ type Server struct {
 func NewServer(o Options) *Server {
 	o.MaxNames = cmp.Or(o.MaxNames, 20_000)
 	o.MaxStreams = cmp.Or(o.MaxStreams, 16)
-	o.WriteTimeout = cmp.Or(o.WriteTimeout, 10*time.Second)
+	o.WriteTimeout = cmp.Or(o.WriteTimeout, 30*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

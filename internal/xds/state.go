@@ -182,8 +182,8 @@ func (s *subscription) settle(q *request, now time.Time) *rejection {
 		return nil
 	}
 	rejected := &rejection{version: m.version, detail: s.detail, resources: m.set}
-	if m.full {
-		rejected.resources = slices.DeleteFunc(slices.Collect(maps.Values(s.refused)), func(r *Resource) bool { return r == nil }) // earlier ones are in m too
+	if m.full && len(m.set) > 0 {
+		rejected.resources = slices.Collect(maps.Values(s.refused)) // earlier ones are in m too
 	}
 	return rejected
 }
@@ -225,9 +225,12 @@ func (c *client) subscribe(s *subscription, q *request, first bool) {
 			}
 			continue
 		}
+		_, named := s.names[n]
 		delete(s.names, n)
-		s.forget(n)
-		if s.all {
+		switch {
+		case !s.all:
+			s.forget(n)
+		case named:
 			s.oweName(n) // it stays by the wildcard, or the client must be told that it is gone
 		}
 	}
@@ -448,13 +451,20 @@ func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string)
 			break
 		}
 	}
-	waiting := slices.ContainsFunc(due, func(d change) bool { return !d.empty() })
-	for _, s := range c.subs {
-		if t := s.updated.Add(patience); waiting && s.busy(now) && (st.again.IsZero() || t.Before(st.again)) {
-			st.again = t
-		}
+	if slices.ContainsFunc(due, func(d change) bool { return !d.empty() }) {
+		st.again = c.patienceEnds(now)
 	}
 	return st
+}
+
+// patienceEnds returns when the first type that is busy will no longer be; zero if none is.
+func (c *client) patienceEnds(now time.Time) (end time.Time) {
+	for _, s := range c.subs {
+		if t := s.updated.Add(patience); s.busy(now) && (end.IsZero() || t.Before(end)) {
+			end = t
+		}
+	}
+	return end
 }
 
 // respond makes a response and notes it.

@@ -309,7 +309,7 @@ func (st *stream) ask(ctx context.Context, typeURL string, names []string) {
 
 // reply answers a question.
 func (st *stream) reply(ctx context.Context, q *request) error {
-	m := &message{typeURL: q.typeURL, nonce: st.server.newNonce(), version: "0"}
+	m := &message{typeURL: q.typeURL, nonce: st.server.newNonce()} // of no version
 	if st.session.Ask != nil {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()

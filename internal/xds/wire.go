@@ -84,17 +84,10 @@ var (
 	errNames     = status.Error(codes.ResourceExhausted, "too many resource names")
 )
 
-// parseRequest reads a request with at most maxNames names. It does not check UTF-8.
+// parseRequest reads a request with at most maxNames names of a kind. It does not check UTF-8.
 func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error) {
 	q := &request{}
-	count := 0
 	err := scan(data, func(field protowire.Number, value func() []byte) error {
-		switch field {
-		case f.names, f.drop, f.held:
-			if count++; count > maxNames {
-				return errNames
-			}
-		}
 		switch field {
 		case f.node:
 			q.node = append(q.node, value()...) // repeated, a message's bytes concatenate
@@ -125,6 +118,9 @@ func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error
 			}
 			q.nack = true
 			q.detail = cmp.Or(detail[0], q.detail)
+		}
+		if max(len(q.names), len(q.drop), len(q.held)) > maxNames {
+			return errNames
 		}
 		return nil
 	})

@@ -137,7 +137,7 @@ func check(t *testing.T, f *form, b []byte, want *request) {
 		!slices.Equal(got.names, want.names) || !slices.Equal(got.drop, want.drop) || !maps.Equal(got.held, want.held) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
-	if count := len(got.names) + len(got.drop); count > 0 {
+	if count := max(len(got.names), len(got.drop), len(got.held)); count > 0 {
 		if _, err := f.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, count-1); err != errNames {
 			t.Fatalf("%d names within %d: %v", count, count-1, err)
 		}
