@@ -267,7 +267,11 @@ func (p *Proxy) AwaitReady(t testing.TB) {
 		default:
 		}
 		body, err := p.Admin("/ready")
-		return err == nil && strings.HasPrefix(body, "LIVE"), fmt.Sprint(body, err)
+		if err == nil && strings.HasPrefix(body, "LIVE") {
+			return true, ""
+		}
+		missing, _ := p.Admin("/init_dump") // what it waits for
+		return false, fmt.Sprint(body, err, "\n", missing)
 	})
 }
 

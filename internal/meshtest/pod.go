@@ -176,8 +176,9 @@ type Agent struct {
 	Program   string // heddle-node
 	Namespace string
 	Account   string
-	Discovery string // host:port
-	Root      string // the certificates that discovery is trusted by, in PEM
+	Discovery string     // host:port
+	Address   netip.Addr // of that host
+	Root      string     // the certificates that discovery is trusted by, in PEM
 	Token     string
 	Env       map[string]string // more of it, beside what the injector sets
 }
@@ -197,8 +198,14 @@ func (p *Pod) StartAgent(t testing.TB, a Agent) *Proxy {
 		mkdir -p /run/secrets/tokens /run/secrets/istio
 		printf %s "$TOKEN" > /run/secrets/tokens/istio-token
 		printf %s "$ROOT" > /run/secrets/istio/root-cert.pem
+		echo "$HOST" > /run/hosts
+		mount --bind /run/hosts /etc/hosts
 		exec setpriv --reuid="$ID" --regid="$ID" --clear-groups "$PROGRAM" agent`)
-	cmd.Env = append(os.Environ(), "TOKEN="+a.Token, "ROOT="+a.Root, "ID="+strconv.Itoa(ProxyID), "PROGRAM="+a.Program,
+	host, _, err := net.SplitHostPort(a.Discovery)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(os.Environ(), "TOKEN="+a.Token, "ROOT="+a.Root, "HOST="+a.Address.String()+" "+host, "ID="+strconv.Itoa(ProxyID), "PROGRAM="+a.Program,
 		fmt.Sprintf(`PROXY_CONFIG={"discoveryAddress": %q, "binaryPath": %q, "configPath": %q, "terminationDrainDuration": "1s", "concurrency": 1}`,
 			a.Discovery, Envoy(t), dir),
 		"CA_ADDR="+a.Discovery, "POD_NAME="+p.Name, "POD_NAMESPACE="+a.Namespace, "SERVICE_ACCOUNT="+a.Account,
