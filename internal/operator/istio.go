@@ -61,7 +61,7 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	}
 	r.conditions(istio, findings)
 	if !equality.Semantic.DeepEqual(old.Status, istio.Status) {
-		if perr := patchStatus(ctx, r.client, istio, old); perr != nil {
+		if perr := writeStatus(ctx, r.client, istio); perr != nil {
 			return reconcile.Result{}, errors.Join(err, perr)
 		}
 		r.announce(old, istio)

@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -290,6 +291,18 @@ func (w wiring) build(name string) *builder.Builder {
 	})
 }
 
+// again calls a reconciler that met a conflict once more, soon: it read a cache that lags behind, which is no error.
+type again struct{ reconcile.Reconciler }
+
+// Reconcile is reconcile.Reconciler's.
+func (a again) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	result, err := a.Reconciler.Reconcile(ctx, req)
+	if apierrors.IsConflict(err) {
+		return reconcile.Result{RequeueAfter: 10 * time.Millisecond}, nil
+	}
+	return result, err
+}
+
 func namespaces() client.Object { return metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
 
 func (w wiring) istios(r *istios) error {
@@ -300,7 +313,7 @@ func (w wiring) istios(r *istios) error {
 		Watches(&sailv1.Istio{}, toAll(r.client, every), builder.WithPredicates(specChange())).
 		Watches(&heddlev1alpha1.Membership{}, toAll(r.client, every), builder.WithPredicates(existence())).
 		WatchesMetadata(namespaces(), toAll(r.client, every), builder.WithPredicates(labelsChange())).
-		Complete(r)
+		Complete(again{r})
 }
 
 func (w wiring) revisions(r *revisions, roots cache.Cache) error {
@@ -334,7 +347,7 @@ func (w wiring) revisions(r *revisions, roots cache.Cache) error {
 		Watches(&sailv1.IstioRevisionTag{}, to(client.Object.GetName), builder.WithPredicates(existence())).
 		WatchesMetadata(namespaces(), toAll(r.client, every), builder.WithPredicates(labelsChange())).
 		WatchesRawSource(source.Kind[client.Object](roots, root, rootOf)).
-		Complete(r)
+		Complete(again{r})
 }
 
 func (w wiring) memberships(r *membership) error {
@@ -352,7 +365,7 @@ func (w wiring) memberships(r *membership) error {
 			b = b.WatchesMetadata(k.metadata(), home, builder.WithPredicates(existence()))
 		}
 	}
-	return b.Complete(r)
+	return b.Complete(again{r})
 }
 
 func (w wiring) tags(r *tags) error {
@@ -364,7 +377,7 @@ func (w wiring) tags(r *tags) error {
 		Watches(&sailv1.IstioRevision{}, every, builder.WithPredicates(specChange())).
 		Watches(&admissionv1.MutatingWebhookConfiguration{}, every).
 		Watches(&admissionv1.ValidatingWebhookConfiguration{}, every).
-		Complete(r)
+		Complete(again{r})
 }
 
 func (w wiring) usage(r *usage) error {
@@ -374,7 +387,7 @@ func (w wiring) usage(r *usage) error {
 		WatchesMetadata(namespaces(), one, builder.WithPredicates(labelsChange())).
 		Watches(&sailv1.IstioRevision{}, one, builder.WithPredicates(specChange())).
 		Watches(&sailv1.IstioRevisionTag{}, one).
-		Complete(r)
+		Complete(again{r})
 }
 
 // certificates runs in every replica; only the leader writes the configuration that points at them all.
@@ -384,8 +397,8 @@ func (w wiring) certificates(r *register) error {
 	self := to(client.Object.GetName)
 	return errors.Join(
 		builder.ControllerManagedBy(w.mgr).Named("certificate").WithOptions(controller.Options{NeedLeaderElection: new(false)}).
-			Watches(&corev1.Secret{}, self).WatchesRawSource(source.Channel(once, self)).Complete(w.cert),
-		w.build("webhook").Watches(&corev1.Secret{}, self).Complete(r),
+			Watches(&corev1.Secret{}, self).WatchesRawSource(source.Channel(once, self)).Complete(again{w.cert}),
+		w.build("webhook").Watches(&corev1.Secret{}, self).Complete(again{r}),
 	)
 }
 

@@ -66,9 +66,7 @@ func (r *revisions) Reconcile(ctx context.Context, req reconcile.Request) (recon
 	rev.Status.IstioVersion, rev.Status.HeddleVersion = rev.Spec.Version, r.version
 	rev.Status.State = state(rev.Status.Conditions, "Reconciled", "Ready", "DependenciesHealthy")
 	if !equality.Semantic.DeepEqual(*before, rev.Status) {
-		old := rev.DeepCopy()
-		old.Status = *before
-		err = errors.Join(err, patchStatus(ctx, r.client, rev, old))
+		err = errors.Join(err, writeStatus(ctx, r.client, rev))
 	}
 	return reconcile.Result{RequeueAfter: wait}, err
 }

@@ -55,7 +55,7 @@ func (r *tags) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.
 	tag.Status.ObservedGeneration = tag.Generation
 	tag.Status.State = state(tag.Status.Conditions, "Reconciled", "InUse")
 	if !equality.Semantic.DeepEqual(old.Status, tag.Status) {
-		err = errors.Join(err, patchStatus(ctx, r.client, tag, old))
+		err = errors.Join(err, writeStatus(ctx, r.client, tag))
 	}
 	return reconcile.Result{}, err
 }

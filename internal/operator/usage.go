@@ -77,10 +77,9 @@ func (u *usage) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		if err != nil {
 			return reconcile.Result{}, err
 		}
-		old := t.DeepCopy()
 		if setUse(&t.Status.Conditions, t.Generation, used) {
 			t.Status.State = state(t.Status.Conditions, "Reconciled", "InUse")
-			if err := patchStatus(ctx, u.client, t, old); err != nil {
+			if err := writeStatus(ctx, u.client, t); err != nil {
 				return reconcile.Result{}, err
 			}
 		}
@@ -91,9 +90,8 @@ func (u *usage) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		if err != nil {
 			return reconcile.Result{}, err
 		}
-		old := r.DeepCopy()
 		if setUse(&r.Status.Conditions, r.Generation, used) {
-			if err := patchStatus(ctx, u.client, r, old); err != nil {
+			if err := writeStatus(ctx, u.client, r); err != nil {
 				return reconcile.Result{}, err
 			}
 		}
@@ -164,9 +162,10 @@ func state(conditions []metav1.Condition, order ...string) string {
 	return "Healthy"
 }
 
-// patchStatus writes the difference to old. Several controllers write conditions of one object: a conflict is retried.
-func patchStatus(ctx context.Context, c client.Client, o, old client.Object) error {
-	if err := c.Status().Patch(ctx, o, client.MergeFromWithOptions(old, client.MergeFromWithOptimisticLock{})); err != nil {
+// writeStatus writes the status of an object that was read. Several controllers write conditions of one object: whoever read
+// an older one gets a conflict and is called again.
+func writeStatus(ctx context.Context, c client.Client, o client.Object) error {
+	if err := client.IgnoreNotFound(c.Status().Update(ctx, o)); err != nil {
 		return fmt.Errorf("write the status of %s: %w", name(o), err)
 	}
 	return nil
