@@ -38,7 +38,7 @@ func (a *envoyAdmin) call(ctx context.Context, method, path string) (string, err
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("Envoy answers %s to %s %s: %s", resp.Status, method, path, b)
+		err = fmt.Errorf("envoy answers %s to %s %s: %s", resp.Status, method, path, b)
 	}
 	return string(b), err
 }

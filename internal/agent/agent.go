@@ -31,6 +31,7 @@ const (
 	maxRequest    = 64 << 20               // bytes of one Envoy request: the names of all clusters, in a large mesh
 	quiet         = time.Second            // without connections before Envoy is stopped: so long may peers' new endpoints lag
 	look          = 100 * time.Millisecond // between two looks at the open connections, while the pod ends
+	certWait      = 10 * time.Second       // for a certificate; the error then tells why there is no connection
 	orders        = 2 * time.Second        // for Envoy to take them; it may be stopped
 	kill          = 5 * time.Second        // from SIGTERM to SIGKILL of an Envoy that does not go
 )
@@ -54,6 +55,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	issuer := securityv1.NewIstioCertificateServiceClient(ca)
 	rotation := identity.NewRotation(func(ctx context.Context) (identity.Credential, error) {
+		ctx, cancel := context.WithTimeout(ctx, certWait)
+		defer cancel()
 		return identity.Obtain(ctx, issuer, c.CertLife)
 	}, log)
 
@@ -89,8 +92,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	log.LogAttrs(ctx, slog.LevelInfo, "Envoy started", slog.Int("pid", envoy.pid), slog.String("node", c.NodeID), slog.String("discovery", c.Discovery))
 	select {
 	case <-envoy.done:
-		if err = errors.New("Envoy ended unasked"); envoy.err != nil {
-			err = fmt.Errorf("Envoy ended: %w", envoy.err)
+		if err = errors.New("envoy ended unasked"); envoy.err != nil {
+			err = fmt.Errorf("envoy ended: %w", envoy.err)
 		}
 	case <-serving.Done(): // a server failed; group.Wait tells
 	case <-ctx.Done():

@@ -70,8 +70,8 @@ func (planeTLS) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error
 	return nil, nil, errors.New("planeTLS is for clients")
 }
 
-func (p planeTLS) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: p.host}
+func (planeTLS) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 func (p planeTLS) Clone() credentials.TransportCredentials { return p }
 func (planeTLS) OverrideServerName(string) error {

@@ -115,7 +115,7 @@ func istioForm(files map[string][]byte) (map[string][]byte, error) {
 	case len(missing) == len(keys):
 		return nil, nil
 	case len(missing) > 0:
-		return nil, fmt.Errorf("Secret cacerts lacks %s: give all of %s, or delete it to let the mesh make its own root",
+		return nil, fmt.Errorf("secret cacerts lacks %s: give all of %s, or delete it to let the mesh make its own root",
 			strings.Join(missing, ", "), strings.Join(keys, ", "))
 	case keys[0] == tlsCert: // tls.crt may carry its intermediates
 		return map[string][]byte{caCert: files[tlsCert], caKey: files[tlsKey], rootCert: files[tlsRoot], certChain: files[tlsCert]}, nil

@@ -76,7 +76,7 @@ func Obtain(ctx context.Context, ca securityv1.IstioCertificateServiceClient, tt
 // Retry of a credential that could not be had: doubled from the first to the last.
 const (
 	firstRetry = 100 * time.Millisecond
-	lastRetry  = 10 * time.Second // the pace of recovery after an outage of the CA
+	lastRetry  = 5 * time.Second // the pace of recovery after an outage of the CA
 )
 
 // Rotation keeps a credential fresh: had at the start, renewed when 40 to 50 % of its life is over, at random, so that
