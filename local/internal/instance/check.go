@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -18,8 +19,9 @@ import (
 )
 
 const (
-	leastDisk   = 3 << 30 // bytes: images, their unpacked layers, logs
-	overlayType = 0x794c7630
+	leastDisk                 = 3 << 30 // bytes: images, their unpacked layers, logs
+	inotifyPlane, inotifyNode = 15, 8   // inotify instances, counted
+	overlayType               = 0x794c7630
 )
 
 // packages names the Debian package of each program that comes from outside.
@@ -41,7 +43,8 @@ func Root() error {
 	return nil
 }
 
-// CheckMachine names everything that the machine lacks for nodes, at once.
+// CheckMachine names everything that the machine lacks for an instance with so many nodes
+// that does not run yet, at once.
 func CheckMachine(nodes int) error {
 	errs := []error{checkDisk()}
 	if nodes == 0 {
@@ -54,7 +57,34 @@ func CheckMachine(nodes int) error {
 			errs = append(errs, fmt.Errorf("%s is missing: run make deps, or apt-get install %s", p.program, p.pkg))
 		}
 	}
-	return errors.Join(append(errs, cgroup.Check(), checkBridge())...)
+	return errors.Join(append(errs, cgroup.Check(), checkBridge(), checkInotify(inotifyPlane+nodes*inotifyNode))...)
+}
+
+// checkInotify counts, for a kubelet that cannot watch says only that too many files are open.
+func checkInotify(need int) error {
+	const file = "/proc/sys/fs/inotify/max_user_instances"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", file, err)
+	}
+	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return err
+	}
+	used := 0
+	for _, l := range links {
+		if target, err := os.Readlink(l); err == nil && target == "anon_inode:inotify" { // else it was closed meanwhile
+			used++
+		}
+	}
+	if used+need > limit {
+		return fmt.Errorf("%d of %d inotify instances are in use and %d more are needed: sysctl -w fs.inotify.max_user_instances=%d", used, limit, need, 2*(used+need))
+	}
+	return nil
 }
 
 func checkDisk() error {
