@@ -20,21 +20,20 @@ func main() {
 	name := filepath.Base(os.Args[0])
 	if name == "kubectl" || name == "oc" {
 		code, err := cli.Kubectl(instance, name, os.Args[1:])
-		exit(code, err)
+		fail(err)
+		os.Exit(code)
 	}
 	if run := component.Main(name); run != nil {
 		os.Exit(run())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := cli.Command(instance).ExecuteContext(ctx); err != nil {
-		exit(1, err)
-	}
+	fail(cli.Command(instance).ExecuteContext(ctx))
 }
 
-func exit(code int, err error) {
+func fail(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
 	}
-	os.Exit(code)
 }

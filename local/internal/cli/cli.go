@@ -3,6 +3,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,11 +51,11 @@ func Command(defaultInstance string) *cobra.Command {
 	return root
 }
 
-// Kubectl is what the program does when it is called kubectl or oc; it returns an exit code.
-func Kubectl(instanceName, name string, args []string) (int, error) {
+// Kubectl is what the program does when it is called kubectl or oc; it returns kubectl's exit code.
+func Kubectl(instanceName, name string, args []string) (code int, err error) {
 	inst, err := instance.Named(instanceName)
 	if err != nil {
-		return 1, err
+		return 0, err
 	}
 	c := command.Context{Cache: inst.KubectlCache(), Checkout: findCheckout()}
 	switch s, err := inst.Load(); {
@@ -64,19 +65,19 @@ func Kubectl(instanceName, name string, args []string) (int, error) {
 			c.Checkout = s.Checkout
 		}
 	case errors.Is(err, fs.ErrPermission):
-		return 1, fmt.Errorf("%w: use sudo, or a copy of the kubeconfig by KUBECONFIG", err)
+		return 0, fmt.Errorf("%w: use sudo, or a copy of the kubeconfig by KUBECONFIG", err)
 	case !errors.Is(err, fs.ErrNotExist):
-		return 1, err
+		return 0, err
 	}
 	if args, err = c.Prepare(args); err != nil {
-		return 1, err
+		return 0, err
 	}
 	if name == "oc" && len(args) > 0 && args[0] == "new-project" {
 		err := command.NewProject(args[1:], os.Stdout, os.Stderr)
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			return exit.ExitCode(), nil // kubectl said why
 		}
-		return 1, err
+		return 0, err
 	}
 	os.Args = append([]string{"kubectl"}, args...)
 	return component.Main("kubectl")(), nil
@@ -101,7 +102,8 @@ func kubectlCommand(o *options, name string) *cobra.Command {
 }
 
 func statusCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	output := "table"
+	cmd := &cobra.Command{
 		Use: "status", Short: "Show the components, where they are and how they are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			inst, err := instance.Named(o.instance)
@@ -115,15 +117,30 @@ func statusCommand(o *options) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("instance %s has no daemon (%w): heddle-local up --instance %s repairs it", inst.Name, err, inst.Name)
 			}
-			if sick := printStatus(cmd.OutOrStdout(), parts); sick > 0 {
+			if output == "json" {
+				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(parts); err != nil {
+					return err
+				}
+			} else {
+				printStatus(cmd.OutOrStdout(), parts)
+			}
+			sick := 0
+			for _, p := range parts {
+				if p.Health != cluster.Healthy {
+					sick++
+				}
+			}
+			if sick > 0 {
 				return fmt.Errorf("%d of %d parts are not healthy; heddle-local up --instance %s repairs what does not come back by itself", sick, len(parts), inst.Name)
 			}
 			return nil
 		},
 	}
+	cmd.Flags().StringVarP(&output, "output", "o", output, "table or json")
+	return cmd
 }
 
-func printStatus(out io.Writer, parts []cluster.Part) (sick int) {
+func printStatus(out io.Writer, parts []cluster.Part) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "COMPONENT\tADDRESS\tPID\tRUNNING\tRESTARTS\tHEALTH")
 	for _, p := range parts {
@@ -135,12 +152,8 @@ func printStatus(out io.Writer, parts []cluster.Part) (sick int) {
 			running = time.Since(p.Since).Round(time.Second).String()
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Name, p.Address, pid, running, p.Restarts, p.Health)
-		if p.Health != cluster.Healthy {
-			sick++
-		}
 	}
 	w.Flush()
-	return sick
 }
 
 func kubeconfigCommand(o *options) *cobra.Command {

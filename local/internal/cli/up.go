@@ -84,11 +84,14 @@ func up(ctx context.Context, inst instance.Instance, f upFlags, say sayer) error
 			return err
 		}
 	}
-	if err := instance.CheckMachine(want.Nodes); err != nil {
-		return err
-	}
 	client := cluster.Dial(inst)
-	if !client.Alive(ctx) {
+	alive := client.Alive(ctx)
+	if !alive || want.Nodes > state.Nodes {
+		if err := instance.CheckMachine(want.Nodes); err != nil {
+			return err
+		}
+	}
+	if !alive {
 		if err := say.timed(ctx, "daemon", func(ctx context.Context) error { return restart(ctx, inst, state, client) }); err != nil {
 			return err
 		}

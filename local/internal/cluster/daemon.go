@@ -19,11 +19,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/heddle-mesh/heddle/local/internal/balancer"
 	"github.com/heddle-mesh/heddle/local/internal/cgroup"
@@ -35,8 +35,10 @@ import (
 	"github.com/heddle-mesh/heddle/local/internal/settings"
 )
 
-// stepLimit bounds each step: measured ones take under 5 s on two cores.
-const stepLimit = 90 * time.Second
+const (
+	stepLimit  = 90 * time.Second // of each step of a change; measured ones take under 5 s on two cores
+	checkLimit = time.Second      // of each question whether something works
+)
 
 // daemon is one running instance. Its processes live until the context of Run ends.
 type daemon struct {
@@ -245,9 +247,14 @@ func (d *daemon) keep(life context.Context, c settings.Component) {
 }
 
 func (d *daemon) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
-	return d.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	code := 0
+	err := d.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&code).Error()
+	if err != nil && code != 0 {
+		return fmt.Errorf("/readyz answers %d; see %s", code, filepath.Join(d.inst.Logs(), "kube-apiserver.log"))
+	}
+	return err
 }
 
 // serveRegistry is started anew if it ends: the address may go away with the link for a moment.
@@ -333,8 +340,6 @@ func (d *daemon) startNode(life context.Context, i int) error {
 	return nil
 }
 
-// nodesReady holds only for what was heard since the node's start: on old data the API
-// server tells of the node's former life.
 func (d *daemon) nodesReady(ctx context.Context) error {
 	states := d.keeper.States()
 	for _, r := range d.nodes {
@@ -342,15 +347,26 @@ func (d *daemon) nodesReady(ctx context.Context) error {
 		if i < 0 || states[i].PID == 0 {
 			return fmt.Errorf("node %s does not run; see %s", r.name, filepath.Join(d.inst.Logs(), r.name+".log"))
 		}
-		n, err := d.client.CoreV1().Nodes().Get(ctx, r.name, meta.GetOptions{})
-		if err != nil {
+		if err := d.nodeReady(ctx, states[i]); err != nil {
 			return err
-		}
-		if !readySince(n, states[i].Since) {
-			return fmt.Errorf("node %s is not ready; see %s", r.name, filepath.Join(d.inst.Logs(), r.name+"-kubelet.log"))
 		}
 	}
 	return nil
+}
+
+// nodeReady holds only for what was heard since the node's start, in seconds, as the API
+// counts: on old data the API server tells of the node's former life.
+func (d *daemon) nodeReady(ctx context.Context, s proc.State) error {
+	n, err := d.client.CoreV1().Nodes().Get(ctx, s.Name, meta.GetOptions{})
+	if err != nil {
+		return err
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == core.NodeReady && c.Status == core.ConditionTrue && !c.LastHeartbeatTime.Time.Before(s.Since.Truncate(time.Second)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("node %s is not ready; see %s", s.Name, filepath.Join(d.inst.Logs(), s.Name+"-kubelet.log"))
 }
 
 // poll calls f until it succeeds; at the end of ctx it returns f's last error.

@@ -8,14 +8,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"time"
 
-	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/heddle-mesh/heddle/local/internal/plan"
 	"github.com/heddle-mesh/heddle/local/internal/proc"
 	"github.com/heddle-mesh/heddle/local/internal/settings"
 )
@@ -100,19 +99,12 @@ func lookup(ctx context.Context, server string) error {
 	return err
 }
 
-// readySince says whether kubelet reported readiness after since; the API counts seconds.
-func readySince(n *core.Node, since time.Time) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c core.NodeCondition) bool {
-		return c.Type == core.NodeReady && c.Status == core.ConditionTrue && !c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second))
-	})
-}
-
 // Part is a line of the status.
 type Part struct {
 	Name     string    `json:"name"`
-	Address  string    `json:"address"`
-	PID      int       `json:"pid"`
-	Since    time.Time `json:"since"`
+	Address  string    `json:"address,omitempty"`
+	PID      int       `json:"pid,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
 	Restarts int       `json:"restarts"`
 	Health   string    `json:"health"`
 }
@@ -122,51 +114,49 @@ const Healthy = "ok"
 
 // status tells of every part whether it works.
 func (d *daemon) status(ctx context.Context) []Part {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	address := map[string]string{"kube-apiserver": d.set.URL()}
-	for i := 1; i <= 9; i++ {
-		n := d.set.Node(i)
-		address[n.Name] = n.Addr.String() + ", pods " + n.Pods.String()
-	}
 	parts := []Part{{Name: "daemon", PID: os.Getpid(), Health: Healthy}}
-	nodes := false
+	nodes := map[string]plan.Node{}
+	for i := 1; i <= plan.MaxNodes; i++ {
+		n := d.set.Node(i)
+		nodes[n.Name] = n
+	}
+	hasNode := false
 	for _, s := range d.keeper.States() {
-		p := Part{Name: s.Name, Address: address[s.Name], PID: s.PID, Since: s.Since, Restarts: s.Restarts, Health: Healthy}
-		var err error
+		p := Part{Name: s.Name, PID: s.PID, Since: s.Since, Restarts: s.Restarts, Health: Healthy}
+		n, isNode := nodes[s.Name]
+		hasNode = hasNode || isNode
 		switch {
 		case s.PID == 0:
 			p.Health = "not running; see heddle-local logs " + s.Name
 		case s.Name == "kube-apiserver":
-			err = d.ready(ctx)
-		case address[s.Name] != "":
-			nodes = true
-			n, getErr := d.client.CoreV1().Nodes().Get(ctx, s.Name, meta.GetOptions{})
-			if err = getErr; err == nil && !readySince(n, s.Since) {
-				p.Health = "not ready; see heddle-local logs " + s.Name + "-kubelet"
-			}
-		}
-		if err != nil {
-			p.Health = err.Error()
+			p.Address = d.set.URL()
+			p.check(ctx, d.ready)
+		case isNode:
+			p.Address = n.Addr.String() + ", pods " + n.Pods.String()
+			p.check(ctx, func(ctx context.Context) error { return d.nodeReady(ctx, s) })
 		}
 		parts = append(parts, p)
 	}
-	if nodes {
-		parts = append(parts, check("registry", d.set.Registry, func() error {
+	if hasNode {
+		registry := Part{Name: "registry", Address: d.set.Registry, Health: Healthy}
+		registry.check(ctx, func(ctx context.Context) error {
 			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.set.Registry)
 			if err != nil {
 				return err
 			}
 			return conn.Close()
-		}), check("DNS", d.set.DNS().String(), func() error { return d.dnsAnswers(ctx) }))
+		})
+		dns := Part{Name: "DNS", Address: d.set.DNS().String(), Health: Healthy}
+		dns.check(ctx, d.dnsAnswers)
+		parts = append(parts, registry, dns)
 	}
 	return parts
 }
 
-func check(name, address string, f func() error) Part {
-	p := Part{Name: name, Address: address, Health: Healthy}
-	if err := f(); err != nil {
+func (p *Part) check(ctx context.Context, f func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	if err := f(ctx); err != nil {
 		p.Health = err.Error()
 	}
-	return p
 }
