@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -21,23 +22,20 @@ import (
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
-	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 	securityv1 "istio.io/api/security/v1alpha1"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/meshtest"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
@@ -46,18 +44,8 @@ const (
 	listenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
 )
 
-// envoyBinary is the pinned Envoy. Without it there is nothing to test here.
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("HEDDLE_ENVOY")
-	if path == "" {
-		t.Fatal("HEDDLE_ENVOY is not set: it names the envoy binary of the pinned wheel")
-	}
-	return path
-}
-
 func TestBootstrapIsValid(t *testing.T) {
-	envoy := envoyBinary(t)
+	envoy := meshtest.Envoy(t)
 	for name, c := range variants(t) {
 		t.Run(name, func(t *testing.T) {
 			b, err := Bootstrap(c)
@@ -74,15 +62,6 @@ func TestBootstrapIsValid(t *testing.T) {
 	}
 }
 
-func pack(t *testing.T, m proto.Message) *anypb.Any {
-	t.Helper()
-	a, err := anypb.New(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
 // seal is a resource that Envoy gets.
 func seal(t *testing.T, typeURL, name string, m proto.Message) xds.Resource {
 	t.Helper()
@@ -96,44 +75,45 @@ func seal(t *testing.T, typeURL, name string, m proto.Message) xds.Resource {
 // mutualTLS is a listener that says body to who shows a certificate of the mesh.
 func mutualTLS(t *testing.T, port int, body string) *listenerv3.Listener {
 	t.Helper()
-	sds := func(name string) *tlsv3.SdsSecretConfig {
-		return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: &corev3.ConfigSource{
-			ResourceApiVersion: corev3.ApiVersion_V3, InitialFetchTimeout: durationpb.New(0),
-			ConfigSourceSpecifier: &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: &corev3.ApiConfigSource{
-				ApiType: corev3.ApiConfigSource_GRPC, TransportApiVersion: corev3.ApiVersion_V3, SetNodeOnFirstMessageOnly: true,
-				GrpcServices: []*corev3.GrpcService{{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: "sds-grpc"}}}},
-			}},
+	const types = "type.googleapis.com/envoy.extensions."
+	sds := func(name string) object {
+		return object{"name": name, "sds_config": object{
+			"resource_api_version": "V3", "initial_fetch_timeout": "0s",
+			"api_config_source": object{
+				"api_type": "GRPC", "transport_api_version": "V3", "set_node_on_first_message_only": true,
+				"grpc_services": []object{{"envoy_grpc": object{"cluster_name": "sds-grpc"}}},
+			},
 		}}
 	}
-	hcm := &hcmv3.HttpConnectionManager{
-		StatPrefix:  "inbound;",
-		HttpFilters: []*hcmv3.HttpFilter{{Name: "router", ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(t, &routerv3.Router{})}}},
-		RouteSpecifier: &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{VirtualHosts: []*routev3.VirtualHost{{
-			Name: "all", Domains: []string{"*"},
-			Routes: []*routev3.Route{{
-				Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-				Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
-					Status: 200, Body: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: body}},
-				}},
-			}},
-		}}}},
-	}
-	return &listenerv3.Listener{
-		Name: "inbound", TrafficDirection: corev3.TrafficDirection_INBOUND,
-		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-			Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(port)},
-		}}},
-		FilterChains: []*listenerv3.FilterChain{{
-			Filters: []*listenerv3.Filter{{Name: "hcm", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(t, hcm)}}},
-			TransportSocket: &corev3.TransportSocket{Name: "tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(t, &tlsv3.DownstreamTlsContext{
-				RequireClientCertificate: wrapperspb.Bool(true),
-				CommonTlsContext: &tlsv3.CommonTlsContext{
-					TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{sds(ownSecret)},
-					ValidationContextType:          &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{ValidationContextSdsSecretConfig: sds(rootSecret)},
+	b, err := json.Marshal(object{
+		"name": "inbound", "traffic_direction": "INBOUND", "address": socket("127.0.0.1", port),
+		"filter_chains": []object{{
+			"filters": []object{{"name": "hcm", "typed_config": object{
+				"@type":        types + "filters.network.http_connection_manager.v3.HttpConnectionManager",
+				"stat_prefix":  "inbound;",
+				"http_filters": []object{{"name": "router", "typed_config": object{"@type": types + "filters.http.router.v3.Router"}}},
+				"route_config": object{"virtual_hosts": []object{{"name": "all", "domains": []string{"*"}, "routes": []object{{
+					"match": object{"prefix": "/"}, "direct_response": object{"status": 200, "body": object{"inline_string": body}},
+				}}}}},
+			}}},
+			"transport_socket": object{"name": "tls", "typed_config": object{
+				"@type":                      types + "transport_sockets.tls.v3.DownstreamTlsContext",
+				"require_client_certificate": true,
+				"common_tls_context": object{
+					"tls_certificate_sds_secret_configs":   []object{sds(ownSecret)},
+					"validation_context_sds_secret_config": sds(rootSecret),
 				},
-			})}},
+			}},
 		}},
+	})
+	l := new(listenerv3.Listener)
+	if err == nil {
+		err = protojson.Unmarshal(b, l)
 	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // freePort is one that nobody listens on now.
@@ -276,7 +256,7 @@ func newStand(t *testing.T, delta bool) *stand {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Binary, c.Dir, c.Token, c.Root = envoyBinary(t), dir, filepath.Join(dir, "token"), filepath.Join(dir, "root")
+	c.Binary, c.Dir, c.Token, c.Root = meshtest.Envoy(t), dir, filepath.Join(dir, "token"), filepath.Join(dir, "root")
 	c.StatusPort, c.AdminPort, c.ReadyPort, c.StatsPort = freePort(t), freePort(t), freePort(t), freePort(t)
 	c.Addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	c.CertLife, c.Concurrency = 6*time.Second, 1
