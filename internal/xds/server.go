@@ -45,9 +45,11 @@ type Hello struct {
 
 // Session is what an admitted client may hold. It is not changed after Admit has returned it.
 type Session struct {
-	ID     string         // of the client; streams of one client share it
-	Groups func() []Group // later ones win by name; called at the start and for each Publish that names the session, not to block
-	Meta   any            // for who reads Clients
+	ID   string // of the client; streams of one client share it
+	Meta any    // for who reads Clients
+	// Groups returns what the client holds; later ones win by name. It is called on admission and by a Publish that names
+	// the session, within the step that it makes: it must neither block nor call the server. Nil: none.
+	Groups func() []Group
 	// Ask fetches resources that no group holds: names of a type in the table, or any request of a type that is not.
 	// It may return fewer than asked. An error of gRPC status ends the stream for types outside the table. Nil: none.
 	Ask func(ctx context.Context, typeURL string, names []string) ([]Resource, error)

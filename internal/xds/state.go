@@ -47,8 +47,8 @@ type subscription struct {
 
 	all   bool                // wildcard
 	names map[string]struct{} // asked for by name
-	// sent is what the client was told of a name: a resource; one without body if we know its version only, or owe it
-	// again (no version); nil if it was told that there is none.
+	// sent is what the client was told of a name: a resource; one without body if we know its version only, or (without
+	// a version) if it is to be told again; nil if it was told that there is none.
 	sent  map[string]*Resource
 	extra map[string]*Resource // what Session.Ask said of names that no group holds; nil: nothing
 
@@ -292,18 +292,18 @@ func (s *subscription) want(l layers, name string) (r *Resource, ask bool) {
 	return r, !known
 }
 
-// change is what a client is still to be told of a type; each list is sorted.
-type change struct {
+// pending is what a client is still to be told of a type; each list is sorted.
+type pending struct {
 	set  []*Resource
 	none []string // asked for, and there is no such resource
 	gone []string // held, and no longer there
 	ask  []string // asked for, and only Session.Ask can tell
 }
 
-func (d change) empty() bool { return len(d.set)+len(d.none)+len(d.gone) == 0 }
+func (d pending) empty() bool { return len(d.set)+len(d.none)+len(d.gone) == 0 }
 
 // diff compares the dirty names; those that need no message are clean afterwards.
-func (s *subscription) diff(l layers, delta, canAsk bool) (d change) {
+func (s *subscription) diff(l layers, delta, canAsk bool) (d pending) {
 	if s.full {
 		s.full = false
 		for _, g := range l {
@@ -394,20 +394,20 @@ type step struct {
 // go in the order of types, and wait while an earlier type has some that must wait: they may refer to them. Only what
 // follows another type (ResendAfter) does not wait, as the answer to the other may wait for it. Removals go in reverse,
 // each when no later type has anything to send or out that may still refer to it.
-func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string) (st step) {
+func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string) (out step) {
 	delta := c.form == deltaForm
-	due := make([]change, len(c.subs))
+	due := make([]pending, len(c.subs))
 	last := make([]bool, len(c.subs)) // no later type is in the way of removals
-	clear := true
+	calm := true
 	for i, s := range slices.Backward(c.subs) {
-		last[i] = clear
+		last[i] = calm
 		if s.asked {
 			due[i] = s.diff(l, delta, canAsk)
-			clear = clear && !s.busy(now) && (s.out != nil || due[i].empty())
+			calm = calm && !s.busy(now) && (s.out != nil || due[i].empty())
 		}
 	}
 	send := func(s *subscription, set []*Resource, gone []string) {
-		st.send = append(st.send, c.respond(s, set, gone, now, nonce()))
+		out.send = append(out.send, c.respond(s, set, gone, now, nonce()))
 	}
 	held := false
 	for i, s := range c.subs {
@@ -423,10 +423,10 @@ func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string)
 		case s.out != nil:
 			held = held || more && s.busy(now)
 		case len(d.ask) > 0:
-			if st.ask == nil {
-				st.ask = map[string][]string{}
+			if out.ask == nil {
+				out.ask = map[string][]string{}
 			}
-			st.ask[s.rule.URL] = d.ask
+			out.ask[s.rule.URL] = d.ask
 		case s.owe, more && (!held || s.rule.ResendAfter != ""):
 			if last[i] {
 				d.none, d.gone = append(d.none, d.gone...), nil
@@ -451,10 +451,10 @@ func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string)
 			break
 		}
 	}
-	if slices.ContainsFunc(due, func(d change) bool { return !d.empty() }) {
-		st.again = c.patienceEnds(now)
+	if slices.ContainsFunc(due, func(d pending) bool { return !d.empty() }) {
+		out.again = c.patienceEnds(now)
 	}
-	return st
+	return out
 }
 
 // patienceEnds returns when the first type that is busy will no longer be; zero if none is.
