@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
@@ -413,12 +414,12 @@ func TestTableNamesWhatManifestsName(t *testing.T) {
 		t.Fatal(err)
 	}
 	have := make(map[string]string)
-	for name, spec := range tab.Images {
+	for img, spec := range tab.Images {
 		for _, ref := range spec.Refs {
 			if other, ok := have[ref]; ok {
-				t.Errorf("%s is an image of both %s and %s", ref, name, other)
+				t.Errorf("%s is an image of both %s and %s", ref, img, other)
 			}
-			have[ref] = name
+			have[ref] = img
 		}
 	}
 	for _, ref := range []string{
@@ -428,6 +429,25 @@ func TestTableNamesWhatManifestsName(t *testing.T) {
 	} {
 		if have[ref] == "" {
 			t.Errorf("no image %s", ref)
+		}
+	}
+	samples, err := filepath.Glob("../../../samples/*/*.yaml")
+	if err != nil || len(samples) == 0 {
+		t.Fatal("no samples: ", err)
+	}
+	for _, file := range samples {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`image: (\S+)`).FindAllStringSubmatch(string(content), -1) {
+			ref, err := name.ParseReference(m[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if full := strings.TrimPrefix(ref.Name(), "index."); have[full] == "" {
+				t.Errorf("%s names %s: no image %s", file, m[1], full)
+			}
 		}
 	}
 	// Tags that repeat a version of go.mod follow it.
