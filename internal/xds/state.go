@@ -363,6 +363,9 @@ func (s *subscription) tell(set []*Resource, gone ...string) {
 			delete(s.sent, n)
 		}
 	}
+	if len(s.dirty) == 0 {
+		s.dirty = map[string]struct{}{} // walking an emptied map takes as long as when it was full
+	}
 }
 
 // answer takes what Session.Ask said of names that no group holds.
