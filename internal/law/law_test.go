@@ -28,8 +28,8 @@ var mayImport = map[string]string{
 	"internal/render/patch":    "internal/mesh internal/resolve",
 	"internal/render/workload": "internal/mesh internal/resolve api",
 	"internal/identity":        "internal/mesh",
-	"internal/kube":            "internal/mesh internal/graph api",
-	"internal/fleet":           "internal/mesh internal/kube",
+	"internal/kube":            "internal/mesh internal/graph api internal/identity", // whose TokenChecker it implements
+	"internal/fleet":           "internal/mesh internal/kube internal/identity",
 	"internal/inject":          "internal/mesh api",
 	"internal/node":            "internal/mesh internal/xds internal/identity api",
 	"internal/agent":           "internal/xds internal/identity",
