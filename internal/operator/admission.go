@@ -19,7 +19,7 @@ import (
 // admit answers the API server about Istio objects: what mesh.Members or the operator would refuse later, it refuses now,
 // before anything of it is written.
 type admit struct {
-	client  client.Reader
+	live    client.Reader // past the cache: of two meshes applied at once, the second must see the first
 	decoder admission.Decoder
 }
 
@@ -46,11 +46,11 @@ func (a *admit) Handle(ctx context.Context, req admission.Request) admission.Res
 	if err := supported(istio); err != nil {
 		return admission.Denied(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	_, istios, err := listMeshes(ctx, a.client)
+	_, istios, err := listMeshes(ctx, a.live)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	namespaces, err := listNamespaces(ctx, a.client)
+	namespaces, err := listNamespaces(ctx, a.live)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
@@ -66,13 +66,13 @@ func (a *admit) Handle(ctx context.Context, req admission.Request) admission.Res
 func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespace) (refusals, warnings []string) {
 	var before, after []mesh.Mesh
 	for i := range istios {
-		m := meshOf(&istios[i])
+		m := MeshOf(&istios[i])
 		before = append(before, m)
 		if istios[i].Name != istio.Name {
 			after = append(after, m)
 		}
 	}
-	changed := meshOf(istio)
+	changed := MeshOf(istio)
 	for _, other := range after {
 		for _, n := range names(changed) {
 			if slices.Contains(names(other), n) {
@@ -94,6 +94,9 @@ func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespa
 			warnings = append(warnings, f.Message)
 		}
 	}
+	if len(refusals) > 0 {
+		return refusals, nil
+	}
 	for _, o := range others {
 		for _, text := range mesh.Overlapping([]mesh.Mesh{o, changed}) {
 			warnings = append(warnings, "some namespace could match both "+text+"; the API server will refuse one that does")
@@ -102,5 +105,5 @@ func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespa
 	for _, v := range unusedValues(istio.Spec.Values) {
 		warnings = append(warnings, "spec.values."+v+" has no effect in this build")
 	}
-	return refusals, warnings
+	return nil, warnings
 }

@@ -13,9 +13,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -80,7 +78,7 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 	if err != nil {
 		return fmt.Errorf("open the cluster: %w", err)
 	}
-	var served []string
+	var crds []string
 	for _, o := range objects {
 		if crd, ok := o.(*apiextensionsv1.CustomResourceDefinition); ok {
 			there := &apiextensionsv1.CustomResourceDefinition{}
@@ -88,7 +86,7 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 			if client.IgnoreNotFound(err) != nil {
 				return fmt.Errorf("read CRD %s: %w", crd.Name, err)
 			}
-			served = append(served, crd.Name)
+			crds = append(crds, crd.Name)
 			if err == nil && keeps(there, crd) {
 				continue
 			}
@@ -97,7 +95,7 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 			return err
 		}
 	}
-	for _, crd := range served {
+	for _, crd := range crds {
 		if err := established(ctx, c, crd); err != nil {
 			return err
 		}
@@ -150,30 +148,27 @@ func compareVersions(a, b string) int {
 
 // established waits, at most half a minute, until the API server serves a CRD.
 func established(ctx context.Context, c client.WithWatch, name string) error {
+	crd := &apiextensionsv1.CustomResourceDefinition{}
+	if err := c.Get(ctx, client.ObjectKey{Name: name}, crd); err == nil && served(crd) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	w, err := c.Watch(ctx, &apiextensionsv1.CustomResourceDefinitionList{}, &client.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)})
+	w, err := c.Watch(ctx, &apiextensionsv1.CustomResourceDefinitionList{}, client.MatchingFields{byName: name})
 	if err != nil {
 		return fmt.Errorf("watch CRD %s: %w", name, err)
 	}
 	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("CRD %s is not served after 30 s: %w", name, ctx.Err())
-		case e, ok := <-w.ResultChan():
-			if !ok {
-				return fmt.Errorf("watch CRD %s: ended by the API server", name)
-			}
-			crd, isCRD := e.Object.(*apiextensionsv1.CustomResourceDefinition)
-			if !isCRD || e.Type == watch.Deleted {
-				continue
-			}
-			for _, cond := range crd.Status.Conditions {
-				if cond.Type == apiextensionsv1.Established && cond.Status == apiextensionsv1.ConditionTrue {
-					return nil
-				}
-			}
+	for e := range w.ResultChan() {
+		if crd, ok := e.Object.(*apiextensionsv1.CustomResourceDefinition); ok && e.Type != watch.Deleted && served(crd) {
+			return nil
 		}
 	}
+	return fmt.Errorf("CRD %s is not served after 30 s", name)
+}
+
+func served(crd *apiextensionsv1.CustomResourceDefinition) bool {
+	return slices.ContainsFunc(crd.Status.Conditions, func(c apiextensionsv1.CustomResourceDefinitionCondition) bool {
+		return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
+	})
 }

@@ -148,8 +148,7 @@ func planeRoles() []client.Object {
 	}
 	system := []rbacv1.PolicyRule{
 		may("", []string{"secrets"}, "create"), // cannot be limited by name
-		named(may("", []string{"secrets"}, "get", "update", "patch"), "istio-ca-secret"),
-		named(may("", []string{"secrets"}, "get"), "cacerts"),
+		named(may("", []string{"secrets"}, "get"), "istio-ca-secret", "cacerts"),
 		may("", []string{"configmaps"}, "get", "list", "watch", "create", "update", "patch", "delete"),
 		may("coordination.k8s.io", []string{"leases"}, "get", "list", "watch", "create", "update", "patch"),
 		may("heddle.dev", []string{"memberships"}, read...),

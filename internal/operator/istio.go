@@ -126,7 +126,7 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 	}
 	id := mesh.ID(istio.Name)
 	// Before the first object of the mesh is there, the API server knows what its selectors are.
-	if err := apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, meshOf(istio))); err != nil {
+	if err := apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, MeshOf(istio))); err != nil {
 		return err
 	}
 	rev := &sailv1.IstioRevision{

@@ -199,7 +199,7 @@ func listMeshes(ctx context.Context, r client.Reader) ([]mesh.Mesh, []sailv1.Ist
 	var istios []sailv1.Istio
 	for i := range list.Items {
 		if list.Items[i].DeletionTimestamp == nil {
-			meshes = append(meshes, meshOf(&list.Items[i]))
+			meshes = append(meshes, MeshOf(&list.Items[i]))
 			istios = append(istios, list.Items[i])
 		}
 	}

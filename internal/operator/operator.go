@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -119,7 +120,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	cert.client, cert.live = mgr.GetClient(), mgr.GetAPIReader()
 	mgr.GetWebhookServer().Register("/validate", &admission.Webhook{
-		Handler: &admit{client: mgr.GetClient(), decoder: admission.NewDecoder(scheme)},
+		Handler: &admit{live: mgr.GetAPIReader(), decoder: admission.NewDecoder(scheme)},
 	})
 	if err := mgr.AddReadyzCheck("webhook", func(req *http.Request) error {
 		select {
@@ -317,20 +318,28 @@ func (w wiring) istios(r *istios) error {
 }
 
 func (w wiring) revisions(r *revisions, roots cache.Cache) error {
-	every := func() client.ObjectList { return &sailv1.IstioRevisionList{} }
-	mesh := to(ofMesh)
-	rootOf := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-		var list sailv1.IstioRevisionList
-		if err := r.client.List(ctx, &list); err != nil {
-			return nil // the cache is stopping
-		}
-		var out []reconcile.Request
-		for _, rev := range list.Items {
-			if rev.Spec.Namespace == o.GetNamespace() {
-				out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Name: rev.Name}})
+	home := func(namespace func(client.Object) string) handler.EventHandler { // the revision whose system namespace it is
+		return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+			var list sailv1.IstioRevisionList
+			if err := r.client.List(ctx, &list); err != nil {
+				return nil // the cache is stopping
 			}
+			list.Items = slices.DeleteFunc(list.Items, func(rev sailv1.IstioRevision) bool { return rev.Spec.Namespace != namespace(o) })
+			return requests(&list)
+		})
+	}
+	// A member's comings and goings matter to its revision only when that goes itself, or gives up its rights in all namespaces.
+	member := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		key := client.ObjectKey{Name: ofMesh(o)}
+		rev, cluster := &sailv1.IstioRevision{}, metadataOf(rbacv1.SchemeGroupVersion.WithKind("ClusterRoleBinding"))
+		if r.client.Get(ctx, key, rev) != nil {
+			return nil
 		}
-		return out
+		if rev.DeletionTimestamp != nil || o.GetName() == roleSystem ||
+			r.client.Get(ctx, client.ObjectKey{Name: roleMember + "-" + rev.Name}, cluster) == nil {
+			return []reconcile.Request{{NamespacedName: key}}
+		}
+		return nil
 	})
 	root := metadataOf(corev1.SchemeGroupVersion.WithKind("ConfigMap"))
 	return w.build("revision").
@@ -341,12 +350,12 @@ func (w wiring) revisions(r *revisions, roots cache.Cache) error {
 		Owns(&corev1.ConfigMap{}, builder.OnlyMetadata).
 		Owns(&admissionv1.MutatingWebhookConfiguration{}).
 		Owns(&admissionv1.ValidatingWebhookConfiguration{}).
-		WatchesMetadata(&rbacv1.RoleBinding{}, mesh).
-		WatchesMetadata(&rbacv1.ClusterRoleBinding{}, mesh).
-		Watches(&heddlev1alpha1.Membership{}, mesh, builder.WithPredicates(predicate.Or(existence(), predicate.GenerationChangedPredicate{}))).
+		WatchesMetadata(&rbacv1.ClusterRoleBinding{}, to(ofMesh)).
+		WatchesMetadata(&rbacv1.RoleBinding{}, member).
+		Watches(&heddlev1alpha1.Membership{}, member, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&sailv1.IstioRevisionTag{}, to(client.Object.GetName), builder.WithPredicates(existence())).
-		WatchesMetadata(namespaces(), toAll(r.client, every), builder.WithPredicates(labelsChange())).
-		WatchesRawSource(source.Kind[client.Object](roots, root, rootOf)).
+		WatchesMetadata(namespaces(), home(client.Object.GetName), builder.WithPredicates(labelsChange())).
+		WatchesRawSource(source.Kind[client.Object](roots, root, home(client.Object.GetNamespace))).
 		Complete(again{r})
 }
 

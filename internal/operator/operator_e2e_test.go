@@ -17,6 +17,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,8 +49,30 @@ import (
 // cluster is an API server with an operator.
 type cluster struct {
 	client.WithWatch
-	t      *testing.T
-	planes map[string]string // address of a fake control plane, by host name
+	t        *testing.T
+	planes   map[string]string // address of a fake control plane, by host name
+	warnings *warnings
+}
+
+// warnings keeps what the API server warned of.
+type warnings struct {
+	mu    sync.Mutex
+	texts []string
+}
+
+// HandleWarningHeader is rest.WarningHandler's.
+func (w *warnings) HandleWarningHeader(_ int, _, text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.texts = append(w.texts, text)
+}
+
+func (w *warnings) has(parts ...string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.texts, func(text string) bool {
+		return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(text, p) })
+	})
 }
 
 func startCluster(t *testing.T) *cluster {
@@ -59,12 +82,12 @@ func startCluster(t *testing.T) *cluster {
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", path)
 	must(t, err)
-	config.QPS = -1
+	c := &cluster{t: t, planes: map[string]string{}, warnings: &warnings{}}
+	config.QPS, config.WarningHandler = -1, c.warnings
 	scheme, err := Scheme()
 	must(t, err)
-	admin, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	c.WithWatch, err = client.NewWithWatch(config, client.Options{Scheme: scheme})
 	must(t, err)
-	c := &cluster{WithWatch: admin, t: t, planes: map[string]string{}}
 	objects, err := Bootstrap(Images{Heddle: "heddle:test", Proxy: "proxy:test"}, Namespace)
 	must(t, err)
 	objects = slices.DeleteFunc(objects, func(o client.Object) bool { _, ok := o.(*appsv1.Deployment); return ok })
@@ -169,10 +192,6 @@ func istio(name, namespace, values string) *sailv1.Istio {
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec:       sailv1.IstioSpec{Namespace: namespace, Version: DefaultVersion, Values: &sailv1.Values{Raw: []byte(values)}},
 	}
-}
-
-func selecting(label, value string) string {
-	return fmt.Sprintf(`{"meshConfig":{"discoverySelectors":[{"matchLabels":{%q:%q}}]}}`, label, value)
 }
 
 func (c *cluster) mesh(i *sailv1.Istio) *sailv1.Istio {
@@ -370,6 +389,12 @@ func TestOperator(t *testing.T) {
 		c.memberOf("app-1", "sys-1", 2*time.Second)
 		if c.bound("app-1") != "sys-1" || c.rootOf("app-1") != p1.root {
 			t.Errorf("bound to %q, root of m1: %v", c.bound("app-1"), c.rootOf("app-1") == p1.root)
+		}
+	})
+	t.Run("DSC-08 a revision label without the discovery label is warned of", func(t *testing.T) {
+		c.namespace("app-8", map[string]string{"istio.io/rev": "m1"})
+		if !c.warnings.has("app-8", "mesh m1", "d In m1") {
+			t.Errorf("warnings: %q", c.warnings.texts)
 		}
 	})
 	t.Run("InUse follows labels", func(t *testing.T) {

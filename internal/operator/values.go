@@ -170,8 +170,8 @@ func unusedValues(v *sailv1.Values) []string {
 	return out
 }
 
-// meshOf is what an Istio object claims.
-func meshOf(istio *sailv1.Istio) mesh.Mesh {
+// MeshOf is what an Istio object claims; who judges claims reads them with it.
+func MeshOf(istio *sailv1.Istio) mesh.Mesh {
 	m := mesh.Mesh{ID: mesh.ID(istio.Name), System: istio.Spec.Namespace, Created: istio.CreationTimestamp.Time}
 	s, err := parseValues(istio.Spec.Values)
 	if err != nil {
