@@ -45,6 +45,7 @@ var mayImport = map[string]string{
 
 func TestImports(t *testing.T) {
 	goFiles(t, "api", "cmd", "internal") // what go list reads is seen by go test's cache only if we look at it too
+	plain, objects := strings.Fields("internal/mesh internal/graph internal/resolve internal/render/envoy internal/render/patch"), strings.Fields("k8s.io sigs.k8s.io istio.io")
 	everything := map[string]bool{}
 	for _, p := range list(t, "-deps", module+"...") {
 		everything[p.ImportPath] = true
@@ -64,6 +65,9 @@ func TestImports(t *testing.T) {
 			}
 			if target == "internal/meshtest" {
 				t.Errorf("%s imports internal/meshtest, which is for tests", name)
+			}
+			if slices.Contains(plain, room) && slices.ContainsFunc(objects, func(o string) bool { return within(imp, o) }) {
+				t.Errorf("%s imports %s: objects of Kubernetes and Istio end in ingest", name, imp)
 			}
 			if within(imp, "k8s.io/client-go") && !slices.Contains(strings.Fields("internal/kube internal/fleet internal/operator internal/cli"), room) {
 				t.Errorf("%s imports %s: only kube, fleet, operator and cli talk to an API server", name, imp)
