@@ -47,7 +47,7 @@ func Command(defaultInstance string) *cobra.Command {
 	root.PersistentFlags().StringVar(&o.instance, "instance", defaultInstance,
 		"which local installation; each has its own addresses and directory (environment: HEDDLE_INSTANCE)")
 	root.AddCommand(upCommand(o), downCommand(o), statusCommand(o), kubeconfigCommand(o), loadCommand(o), logsCommand(o),
-		kubectlCommand(o, "kubectl"), kubectlCommand(o, "oc"), daemonCommand(o), nodeCommand())
+		verifyCommand(o), kubectlCommand(o, "kubectl"), kubectlCommand(o, "oc"), daemonCommand(o), nodeCommand())
 	return root
 }
 

@@ -36,6 +36,16 @@ import (
 //go:embed scripts/*.txtar
 var scripts embed.FS
 
+// Scripts returns the names of what can be run.
+func Scripts() []string {
+	entries, _ := scripts.ReadDir("scripts") // embedded: it is there
+	var names []string
+	for _, e := range entries {
+		names = append(names, strings.TrimSuffix(e.Name(), ".txtar"))
+	}
+	return names
+}
+
 // MaxDeviations bounds how many lines of a document may be run otherwise than written.
 const MaxDeviations = 12
 
@@ -51,8 +61,10 @@ type Options struct {
 	Kubeconfig string
 	Out        io.Writer // gets the table and, for red rows, what was seen
 	Verbose    bool      // print each line that is run
-	Break      string    // a negative control: what to leave out of the script, see scripts/*.txtar
 }
+
+// path finds heddle, istioctl, oc and kubectl of the checkout first.
+func (o Options) path() string { return o.Bin + ":" + os.Getenv("PATH") }
 
 // Row is one thing to be seen.
 type Row struct {
@@ -91,7 +103,7 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 		testscript.RunT(t, testscript.Params{
 			Files: []string{file}, WorkdirRoot: dir, ContinueOnError: true, Cmds: r.commands(),
 			Setup: func(e *testscript.Env) error {
-				e.Setenv("PATH", o.Bin+":"+os.Getenv("PATH"))
+				e.Setenv("PATH", o.path())
 				e.Setenv("KUBECONFIG", o.Kubeconfig)
 				e.Setenv("HOME", os.Getenv("HOME"))
 				e.Setenv("PEER", o.Peer)
@@ -110,23 +122,20 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 	return r.rows, nil
 }
 
-// render fills the names into a script.
+// render fills the names into a script. Scripts may include each other: {{template "checks.txtar" .}}.
 func render(o Options) ([]byte, error) {
-	raw, err := scripts.ReadFile("scripts/" + o.Script + ".txtar")
+	t, err := template.New("").Option("missingkey=error").Funcs(template.FuncMap{"dict": dict}).ParseFS(scripts, "scripts/*.txtar")
 	if err != nil {
-		return nil, fmt.Errorf("there is no script %q", o.Script)
+		return nil, fmt.Errorf("read the scripts: %w", err)
 	}
-	t, err := template.New(o.Script).Option("missingkey=error").Funcs(template.FuncMap{"dict": dict}).Parse(string(raw))
-	if err != nil {
-		return nil, fmt.Errorf("script %s: %w", o.Script, err)
+	if t = t.Lookup(o.Script + ".txtar"); t == nil {
+		return nil, fmt.Errorf("there is no script %q; there are %s", o.Script, strings.Join(Scripts(), ", "))
 	}
 	var b bytes.Buffer
 	err = t.Execute(&b, struct {
 		Names
-		Break string
-		Peer  bool
-		Root  string
-	}{o.Names, o.Break, o.Peer != "", o.Checkout})
+		Peer bool
+	}{o.Names, o.Peer != ""})
 	return b.Bytes(), err
 }
 
