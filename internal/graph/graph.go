@@ -116,7 +116,7 @@ func (g *Graph) join(n node, name string) {
 }
 
 // OnPublish has f called on the graph's goroutine after each round that changed something, with [Table.Changed] valid
-// until f returns. Register before Run. f must not call Step, Run, Batch or WaitRev; it may stage.
+// until f returns. Register before Run. f must not call Step, Run or WaitRev; it may stage.
 func (g *Graph) OnPublish(f func(Rev)) { g.sinks = append(g.sinks, f) }
 
 // Batch calls f and lets everything that f stages land in one round. Rounds wait for f: keep it short. Batches must not

@@ -53,7 +53,7 @@ func Envoy(t testing.TB) string {
 		if err != nil || len(images.Envoy.SHA256) < 12 {
 			t.Fatalf("find the pinned Envoy: %v", err)
 		}
-		path = filepath.Join("/var/cache/heddle-local/envoy", images.Envoy.SHA256[:12], "envoy")
+		path = filepath.Join("/var/cache/heddle-local", "envoy-"+images.Envoy.SHA256[:12], "envoy")
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("the pinned Envoy is not there (%v): run `cd local && go run ./cmd/image -envoy`, or set HEDDLE_ENVOY", err)
