@@ -26,7 +26,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"text/template"
 	"time"
 
@@ -282,22 +281,21 @@ func (r *run) red(what string) {
 func (r *run) close() {
 	if r.current != nil {
 		r.current.Took = time.Since(r.began)
+		if len(r.rows) == 0 {
+			fmt.Fprintf(r.o.Out, "%-8s  %-88s  %-4s  %s\n", "ITEM", "TO BE SEEN", "SEEN", "TIME")
+		}
+		seen := "yes"
+		if r.current.Red() {
+			seen = "NO"
+		}
+		fmt.Fprintf(r.o.Out, "%-8s  %-88s  %-4s  %.1fs\n", r.current.ID, r.current.Want, seen, r.current.Took.Seconds())
 		r.rows = append(r.rows, *r.current)
 		r.current = nil
 	}
 }
 
+// print says what was seen where it was not what was to be seen.
 func (r *run) print() {
-	w := tabwriter.NewWriter(r.o.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ITEM\tTO BE SEEN\tSEEN\tTIME")
-	for _, row := range r.rows {
-		seen := "yes"
-		if row.Red() {
-			seen = "NO"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.1fs\n", row.ID, row.Want, seen, row.Took.Seconds())
-	}
-	w.Flush()
 	for _, row := range r.rows {
 		if row.Red() {
 			fmt.Fprintf(r.o.Out, "\n%s: %s\n", row.ID, row.Seen)
