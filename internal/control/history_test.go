@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -340,5 +341,34 @@ func TestProvisionalInbound(t *testing.T) {
 	w.graph.Step()
 	if v := inbound(); v == said || v == "" {
 		t.Errorf("the pod's own labels do not count: listener %q", v)
+	}
+}
+
+// An object of which Envoy would refuse the message, and with it all that comes along, costs its own service only.
+func TestBadObjectHurtsNoOther(t *testing.T) {
+	c := newCity(20, 1)
+	h := held{}
+	h.apply(c.published)
+	rule := &networkingv1.DestinationRule{}
+	rule.Spec.Host = "s0"
+	rule.Spec.TrafficPolicy = &v1alpha3.TrafficPolicy{Tls: &v1alpha3.ClientTLSSettings{
+		Mode: v1alpha3.ClientTLSSettings_SIMPLE, Sni: strings.Repeat("x", 256), // Envoy takes 255 bytes
+	}}
+	group, name := groupOf(resolve.Audience{Mesh: "a"}), func(s string) string { return "outbound|80||" + s + ".n0.svc.cluster.local" }
+	before := h[group][clusterType][name("s0")].Version
+	c.DestinationRules.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "bad"}, rule)
+	k := c.service(10)
+	old, _ := c.Sources.Services.Lookup(k)
+	good := old.DeepCopy()
+	good.Annotations = map[string]string{"alpha.istio.io/canonical-serviceaccounts": "spiffe://x/ns/y/sa/z"}
+	c.Sources.Services.Set(k, good)
+	c.graph.Step()
+	was := h[group][clusterType][name("s10")].Version
+	h.apply(c.published)
+	if now := h[group][clusterType][name("s0")].Version; now != before {
+		t.Errorf("a cluster that Envoy refuses is sent as %s", now)
+	}
+	if now := h[group][clusterType][name("s10")].Version; now == was {
+		t.Error("another service's change is not sent")
 	}
 }

@@ -97,7 +97,6 @@ func NewPipeline(g *graph.Graph, o Options) *Pipeline {
 	}
 	p.claims = graph.NewSource[mesh.WorkloadKey, mesh.Workload](g, "source.claims", nil)
 	p.records(g)
-	p.mesh(g)
 	p.clusters(g)
 	p.listeners(g)
 	p.routes(g)
@@ -126,8 +125,8 @@ func (p *Pipeline) records(g *graph.Graph) {
 	t.Services = graph.Derive(g, "services", p.Services.Table,
 		graph.TableOptions[mesh.Service]{Prefer: func(a, b mesh.Service) bool { return a.Compare(b.Object) < 0 }},
 		func(r *graph.Reader, k mesh.ObjectKey, o *corev1.Service, emit func(mesh.ServiceKey, mesh.Service)) {
-			if p.serves(r, k.Namespace) {
-				s := ingest.Service(p.config(r), k, o)
+			if p.tables.Serves(r, k.Namespace) {
+				s := ingest.Service(p.tables.ConfigOf(r, p.id), k, o)
 				emit(s.Key, s)
 			}
 		})
@@ -137,96 +136,79 @@ func (p *Pipeline) records(g *graph.Graph) {
 		})
 	t.Workloads = graph.Derive(g, "workloads", p.Pods.Table, graph.TableOptions[mesh.Workload]{},
 		func(r *graph.Reader, k mesh.ObjectKey, o *corev1.Pod, emit func(mesh.WorkloadKey, mesh.Workload)) {
-			if !p.serves(r, k.Namespace) {
+			if !p.tables.Serves(r, k.Namespace) {
 				return
 			}
 			at, _ := graph.Get(r, nodes, mesh.ObjectKey{Cluster: k.Cluster, Name: o.Spec.NodeName})
-			if w, ok := ingest.Workload(p.config(r), k, o, at); ok {
+			if w, ok := ingest.Workload(p.tables.ConfigOf(r, p.id), k, o, at); ok {
 				emit(w.Key, w)
 			}
 		})
 	// While a slice is split its endpoints may be in two.
-	t.Endpoints = graph.Derive(g, "endpoints", p.EndpointSlices.Table,
+	endpoints := graph.Derive(g, "endpoints", p.EndpointSlices.Table,
 		graph.TableOptions[mesh.Endpoint]{Prefer: func(a, b mesh.Endpoint) bool { return a.Ready && !b.Ready }},
 		func(r *graph.Reader, k mesh.ObjectKey, o *discoveryv1.EndpointSlice, emit func(mesh.EndpointKey, mesh.Endpoint)) {
-			if !p.serves(r, k.Namespace) {
+			if !t.Serves(r, k.Namespace) {
 				return
 			}
-			endpoints, _ := ingest.Endpoints(p.config(r), k, o)
+			endpoints, _ := ingest.Endpoints(t.ConfigOf(r, p.id), k, o)
 			for _, e := range endpoints {
 				emit(e.Key, e)
 			}
 		})
-	t.Rules = graph.Derive(g, "rules", p.DestinationRules.Table, graph.TableOptions[mesh.Rule]{},
-		func(r *graph.Reader, k mesh.ObjectKey, o *networkingv1.DestinationRule, emit func(mesh.ObjectKey, mesh.Rule)) {
-			if !p.reads(r, k.Namespace, o) {
-				return
-			}
-			if rule, ok, _ := ingest.Rule(p.config(r), k, o); ok {
-				emit(k, rule)
-			}
-		})
-	t.Policies = graph.Derive(g, "policies", p.PeerAuthentications.Table, graph.TableOptions[mesh.PeerPolicy]{},
-		func(r *graph.Reader, k mesh.ObjectKey, o *securityv1.PeerAuthentication, emit func(mesh.ObjectKey, mesh.PeerPolicy)) {
-			if !p.reads(r, k.Namespace, o) {
-				return
-			}
-			if policy, ok, _ := ingest.PeerPolicy(p.config(r), k, o); ok {
-				emit(k, policy)
-			}
-		})
-	p.findings = []*graph.Table[findingKey, mesh.Finding]{
-		findings(g, "findings.endpointslices", p.EndpointSlices.Table, func(r *graph.Reader, k mesh.ObjectKey, o *discoveryv1.EndpointSlice) (found []mesh.Finding) {
-			if p.serves(r, k.Namespace) {
-				_, found = ingest.Endpoints(p.config(r), k, o)
-			}
-			return found
-		}),
-		findings(g, "findings.rules", p.DestinationRules.Table, func(r *graph.Reader, k mesh.ObjectKey, o *networkingv1.DestinationRule) (found []mesh.Finding) {
-			if p.reads(r, k.Namespace, o) {
-				_, _, found = ingest.Rule(p.config(r), k, o)
-			}
-			return found
-		}),
-		findings(g, "findings.policies", p.PeerAuthentications.Table, func(r *graph.Reader, k mesh.ObjectKey, o *securityv1.PeerAuthentication) (found []mesh.Finding) {
-			if p.reads(r, k.Namespace, o) {
-				_, _, found = ingest.PeerPolicy(p.config(r), k, o)
-			}
-			return found
-		}),
-	}
+	find(p, g, "endpointslices", p.EndpointSlices.Table, func(c mesh.Config, k mesh.ObjectKey, o *discoveryv1.EndpointSlice) []mesh.Finding {
+		_, found := ingest.Endpoints(c, k, o)
+		return found
+	})
+	rules := parsed(p, g, "rules", p.DestinationRules.Table, ingest.Rule)
+	policies := parsed(p, g, "policies", p.PeerAuthentications.Table, ingest.PeerPolicy)
+	p.indexes(g, endpoints, rules, policies)
 }
 
-func (p *Pipeline) config(r *graph.Reader) mesh.Config {
-	c, _ := graph.Get(r, p.tables.Config, p.id)
-	return c
-}
-
-// serves reports whether a namespace's objects count.
-func (p *Pipeline) serves(r *graph.Reader, namespace string) bool {
-	m, ok := graph.Get(r, p.tables.Members, namespace)
-	return ok && m.Phase == mesh.Served
-}
-
-// reads is serves for the kinds that may be meant for one revision only.
+// reads is Serves for the kinds that may be meant for one revision only.
 func (p *Pipeline) reads(r *graph.Reader, namespace string, o metav1.Object) bool {
 	rev := o.GetLabels()["istio.io/rev"]
-	return (rev == "" || rev == p.revision) && p.serves(r, namespace)
+	return (rev == "" || rev == p.revision) && p.tables.Serves(r, namespace)
 }
 
-func findings[V any](g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, V],
-	find func(*graph.Reader, mesh.ObjectKey, V) []mesh.Finding,
-) *graph.Table[findingKey, mesh.Finding] {
-	return graph.Derive(g, name, from, graph.TableOptions[mesh.Finding]{},
-		func(r *graph.Reader, k mesh.ObjectKey, o V, emit func(findingKey, mesh.Finding)) {
-			for i, f := range find(r, k, o) {
-				emit(findingKey{f.About, i}, f)
+// parsed builds the records of a kind that may be meant for one revision only, and what is found in its objects.
+func parsed[O metav1.Object, V any](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
+	parse func(mesh.Config, mesh.ObjectKey, O) (V, bool, []mesh.Finding),
+) *graph.Table[mesh.ObjectKey, V] {
+	find(p, g, name, from, func(c mesh.Config, k mesh.ObjectKey, o O) []mesh.Finding {
+		_, _, found := parse(c, k, o)
+		return found
+	})
+	return graph.Derive(g, name, from, graph.TableOptions[V]{},
+		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(mesh.ObjectKey, V)) {
+			if !p.reads(r, k.Namespace, o) {
+				return
+			}
+			if v, ok, _ := parse(p.tables.ConfigOf(r, p.id), k, o); ok {
+				emit(k, v)
 			}
 		})
 }
 
-// mesh builds what records are found by, and what is gathered of them.
-func (p *Pipeline) mesh(g *graph.Graph) {
+// find builds the findings about a kind of objects.
+func find[O metav1.Object](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
+	find func(mesh.Config, mesh.ObjectKey, O) []mesh.Finding,
+) {
+	p.findings = append(p.findings, graph.Derive(g, "findings."+name, from, graph.TableOptions[mesh.Finding]{},
+		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(findingKey, mesh.Finding)) {
+			if !p.reads(r, k.Namespace, o) {
+				return
+			}
+			for i, f := range find(p.tables.ConfigOf(r, p.id), k, o) {
+				emit(findingKey{f.About, i}, f)
+			}
+		}))
+}
+
+// indexes builds what records are found by, and what is gathered of them.
+func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointKey, mesh.Endpoint],
+	rules *graph.Table[mesh.ObjectKey, mesh.Rule], policies *graph.Table[mesh.ObjectKey, mesh.PeerPolicy],
+) {
 	t := &p.tables
 	t.ByAlias = graph.NewIndex(t.Services, "services.alias", func(_ mesh.ServiceKey, s mesh.Service) []string {
 		if s.Alias == "" {
@@ -234,6 +216,7 @@ func (p *Pipeline) mesh(g *graph.Graph) {
 		}
 		return []string{s.Alias}
 	})
+	t.ByVirtual = graph.NewIndex(t.Services, "services.address", func(_ mesh.ServiceKey, s mesh.Service) []string { return s.Addresses })
 	t.BySelector = graph.NewIndex(t.Services, "services.selector", func(_ mesh.ServiceKey, s mesh.Service) []resolve.SelectorKey {
 		return resolve.SelectorKeys(s)
 	})
@@ -243,14 +226,14 @@ func (p *Pipeline) mesh(g *graph.Graph) {
 		}
 		return w.Addresses
 	})
-	t.ByService = graph.NewIndex(t.Endpoints, "endpoints.service", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServiceKey {
+	t.ByService = graph.NewIndex(endpoints, "endpoints.service", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServiceKey {
 		return []mesh.ServiceKey{k.Service}
 	})
-	t.ByPort = graph.NewIndex(t.Endpoints, "endpoints.port", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServicePort {
+	t.ByPort = graph.NewIndex(endpoints, "endpoints.port", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServicePort {
 		return []mesh.ServicePort{{Service: k.Service, Port: k.Port}}
 	})
-	t.ByHost = graph.NewIndex(t.Rules, "rules.host", func(_ mesh.ObjectKey, r mesh.Rule) []string { return []string{r.Host} })
-	t.ByNS = graph.NewIndex(t.Policies, "policies.namespace", func(_ mesh.ObjectKey, p mesh.PeerPolicy) []string { return []string{p.Namespace} })
+	t.ByHost = graph.NewIndex(rules, "rules.host", func(_ mesh.ObjectKey, r mesh.Rule) []string { return []string{r.Host} })
+	t.ByNS = graph.NewIndex(policies, "policies.namespace", func(_ mesh.ObjectKey, p mesh.PeerPolicy) []string { return []string{p.Namespace} })
 	t.Backends = graph.Group(g, "backends", t.ByService, graph.TableOptions[resolve.Backends]{},
 		func(r *graph.Reader, k mesh.ServiceKey, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint], emit func(mesh.ServiceKey, resolve.Backends)) {
 			emit(k, resolve.BackendsOf(r, t, p.id, rows))
@@ -352,7 +335,7 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		})
 	specs := graph.Derive(g, "routes", keys, graph.TableOptions[resolve.RouteSpec]{},
 		func(r *graph.Reader, k resolve.RouteKey, _ struct{}, emit func(resolve.RouteKey, resolve.RouteSpec)) {
-			emit(k, resolve.Route(r, t, byPort, k))
+			emit(k, resolve.Route(r, byPort, k))
 		})
 	p.place(routeType, graph.Derive(g, "composed.routes", specs, sealedOnce,
 		func(r *graph.Reader, k resolve.RouteKey, s resolve.RouteSpec, emit func(place, xds.Resource)) {
@@ -390,7 +373,7 @@ func (p *Pipeline) proxies(g *graph.Graph) {
 		})
 	p.provisional = graph.Derive(g, "provisional", p.claims.Table, graph.TableOptions[resolve.InboundSpec]{},
 		func(r *graph.Reader, k mesh.WorkloadKey, w mesh.Workload, emit func(mesh.WorkloadKey, resolve.InboundSpec)) {
-			if _, known := graph.Get(r, t.Workloads, k); !known && p.serves(r, k.Namespace) {
+			if _, known := graph.Get(r, t.Workloads, k); !known && p.tables.Serves(r, k.Namespace) {
 				emit(k, resolve.Inbound(r, t, p.id, w))
 			}
 		})
@@ -411,19 +394,19 @@ func (p *Pipeline) inboundSide(g *graph.Graph, name string, from *graph.Table[me
 		})
 	chains := graph.Derive(g, "rendered."+name+".chains", ports, freshFragment,
 		func(r *graph.Reader, k resolve.InboundPort, _ struct{}, emit func(resolve.InboundPort, []xds.Fragment)) {
-			emit(k, fragments(filterChains, envoy.InboundChains(k, resolve.ProxyOf(p.config(r)))...))
+			emit(k, fragments(filterChains, envoy.InboundChains(k, resolve.ProxyOf(p.tables.ConfigOf(r, p.id)))...))
 		})
 	p.place(listenerType, graph.Derive(g, "composed."+name, specs, sealedOnce,
 		func(r *graph.Reader, k resolve.InboundKey, s resolve.InboundSpec, emit func(place, xds.Resource)) {
-			proxy := resolve.ProxyOf(p.config(r))
+			proxy := resolve.ProxyOf(p.tables.ConfigOf(r, p.id))
 			var parts []xds.Fragment
 			for _, port := range s.Ports {
 				f, _ := graph.Get(r, chains, port)
 				parts = append(parts, f...)
 			}
 			in, out := envoy.InboundListener(s, proxy), envoy.VirtualOutbound(proxy, s.IPv6)
-			emit(place{inboundGroup(name, p.id, k), in.GetName()}, compose(listenerType, in.GetName(), origin(s, p.config(r)), in, parts))
-			emit(place{inboundGroup(name, p.id, k), out.GetName()}, seal(listenerType, out.GetName(), p.config(r).Ref.String(), out))
+			emit(place{inboundGroup(name, p.id, k), in.GetName()}, compose(listenerType, in.GetName(), origin(s, p.tables.ConfigOf(r, p.id)), in, parts))
+			emit(place{inboundGroup(name, p.id, k), out.GetName()}, seal(listenerType, out.GetName(), p.tables.ConfigOf(r, p.id).Ref.String(), out))
 		}))
 	p.place(clusterType, graph.Derive(g, "rendered."+name+".clusters", specs, sealedOnce,
 		func(r *graph.Reader, k resolve.InboundKey, s resolve.InboundSpec, emit func(place, xds.Resource)) {
@@ -433,7 +416,7 @@ func (p *Pipeline) inboundSide(g *graph.Graph, name string, from *graph.Table[me
 					target = 0
 				}
 				c := envoy.Inbound(target, s.IPv6)
-				emit(place{inboundGroup(name, p.id, k), c.GetName()}, seal(clusterType, c.GetName(), origin(s, p.config(r)), c))
+				emit(place{inboundGroup(name, p.id, k), c.GetName()}, seal(clusterType, c.GetName(), origin(s, p.tables.ConfigOf(r, p.id)), c))
 			}
 		}))
 }
@@ -458,19 +441,19 @@ func inboundGroup(side string, id mesh.ID, k resolve.InboundKey) xds.Group {
 	return xds.Group(side + "/" + string(id) + "/" + string(k))
 }
 
-// seal and compose panic on what no API server lets in: text that is not UTF-8. The graph keeps the last good row.
+// seal and compose panic for what Envoy would refuse whole. The graph logs that and keeps the row's last output.
 func seal(typeURL, name, origin string, m proto.Message) xds.Resource {
-	return must(xds.Seal(typeURL, name, origin, m))
+	return must(xds.Seal(typeURL, name, origin, envoy.Checked(m)))
 }
 
 func compose(typeURL, name, origin string, header proto.Message, parts []xds.Fragment) xds.Resource {
-	return must(xds.Compose(typeURL, name, origin, header, parts))
+	return must(xds.Compose(typeURL, name, origin, envoy.Checked(header), parts))
 }
 
 func fragments[M proto.Message](field protowire.Number, ms ...M) []xds.Fragment {
 	var out []xds.Fragment
 	for _, m := range ms {
-		out = append(out, must(xds.NewFragment(field, m)))
+		out = append(out, must(xds.NewFragment(field, envoy.Checked(m))))
 	}
 	return out
 }

@@ -85,8 +85,13 @@ func clientTLS(s *v1alpha3.ClientTLSSettings, path string, find finder) mesh.Cli
 	if s.GetCaCrl() != "" {
 		find("RevocationUnsupported", "%s.caCrl is not acted on: no certificate is held against a revocation list", path)
 	}
+	mode := tlsModes[s.GetMode()]
+	if mode == mesh.TLSMutual && (s.GetClientCertificate() == "" || s.GetPrivateKey() == "") {
+		find("ClientCertificateMissing", "%s.mode is MUTUAL without clientCertificate and privateKey, so no certificate is shown: give both, or use SIMPLE", path)
+		mode = mesh.TLSSimple
+	}
 	return mesh.ClientTLS{
-		Mode:        tlsModes[s.GetMode()],
+		Mode:        mode,
 		Certificate: s.GetClientCertificate(), PrivateKey: s.GetPrivateKey(), CA: s.GetCaCertificates(),
 		SNI: s.GetSni(), Names: s.GetSubjectAltNames(), Unverified: s.GetInsecureSkipVerify().GetValue(),
 	}

@@ -42,6 +42,10 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 			appProtocol = *p.AppProtocol
 		}
 		port.Protocol = protocol(appProtocol, p.Name, port.Number)
+		// Requests share a listener on every address, where the proxy's own already is: these are told by their service's.
+		if mesh.ProxyPort(port.Number) && port.Protocol.IsHTTP() {
+			port.Protocol = mesh.Auto
+		}
 		if port.TargetName == "" {
 			port.Target = uint32(p.TargetPort.IntVal)
 			if port.Target == 0 {

@@ -56,6 +56,12 @@ const (
 // IsHTTP reports whether requests are seen without looking at the connection first.
 func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 }
 
+// ProxyPort reports whether a proxy itself is bound to a port on every address: for redirected connections out and in,
+// for readiness and for metrics. Nobody else's listener may be there, nor a workload.
+func ProxyPort(port uint32) bool {
+	return port == 15001 || port == 15006 || port == 15021 || port == 15090
+}
+
 // Port is one TCP port of a service.
 type Port struct {
 	Number     uint32

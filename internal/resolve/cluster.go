@@ -79,7 +79,7 @@ func Cluster(r *graph.Reader, t *Tables, k ClusterKey) (ClusterSpec, bool) {
 	if !ok {
 		return ClusterSpec{}, false
 	}
-	c := config(r, t, k.Service.Mesh)
+	c := t.ConfigOf(r, k.Service.Mesh)
 	rule := ruleFor(matching(r, t, s.Key.Host), k.Client, s.Key.Namespace, c.RootNamespace)
 	origin := s.Ref.String()
 	if rule.Host != "" {
@@ -156,7 +156,7 @@ type Backends struct {
 
 // BackendsOf gathers the backends of a service from its endpoints.
 func BackendsOf(r *graph.Reader, t *Tables, id mesh.ID, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
-	root := config(r, t, id).RootNamespace
+	root := t.ConfigOf(r, id).RootNamespace
 	accounts, addresses := map[string]bool{}, map[string]bool{}
 	b := Backends{Mutual: true}
 	for _, row := range rows {
@@ -219,7 +219,7 @@ func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool)
 	if !ok || s.Headless {
 		return AssignmentSpec{}, false
 	}
-	root := config(r, t, k.Service.Mesh).RootNamespace
+	root := t.ConfigOf(r, k.Service.Mesh).RootNamespace
 	rule := ruleFor(matching(r, t, s.Key.Host), k.Client, s.Key.Namespace, root)
 	var labels map[string]string
 	if i := slices.IndexFunc(rule.Subsets, func(s mesh.Subset) bool { return s.Name == k.Subset }); i >= 0 {

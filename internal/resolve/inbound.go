@@ -38,10 +38,12 @@ func (s InboundSpec) Key() InboundKey {
 // Inbound gathers what the proxy of a workload accepts: on the ports behind its services by their protocol, the oldest
 // service first, and whatever comes on others.
 func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpec {
-	p := peering(r, t, config(r, t, id).RootNamespace, w)
+	p := peering(r, t, t.ConfigOf(r, id).RootNamespace, w)
 	ports := map[uint32]InboundPort{0: {Mode: p.Mode}}
 	for port, mode := range p.Ports {
-		ports[port] = InboundPort{Port: port, Mode: mode}
+		if !mesh.ProxyPort(port) {
+			ports[port] = InboundPort{Port: port, Mode: mode}
+		}
 	}
 	for _, s := range selecting(r, t, w) {
 		for _, sp := range s.Ports {
@@ -49,7 +51,7 @@ func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpe
 			if sp.TargetName != "" {
 				target = w.Ports[sp.TargetName]
 			}
-			if target == 0 || ports[target].Service != 0 {
+			if target == 0 || mesh.ProxyPort(target) || ports[target].Service != 0 {
 				continue
 			}
 			ports[target] = InboundPort{Port: target, Service: sp.Number, Protocol: sp.Protocol, Mode: p.At(target)}

@@ -42,7 +42,7 @@ func ProxyOf(c mesh.Config) ProxySpec {
 // Listeners emits the outbound listeners of a service. Requests on one port share a listener, whatever their destination;
 // other protocols are told apart by the service's addresses, or the addresses of its endpoints if it has none of its own.
 func Listeners(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey, ListenerSpec)) {
-	proxy := ProxyOf(config(r, t, s.Key.Mesh))
+	proxy := ProxyOf(t.ConfigOf(r, s.Key.Mesh))
 	for _, client := range audiences(r, t, s) {
 		add := func(spec ListenerSpec, address string) {
 			spec.Name = fmt.Sprintf("%s_%d", address, spec.Port)
@@ -66,6 +66,9 @@ func Listeners(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey
 			if s.Headless {
 				backends, _ := graph.Get(r, t.Backends, s.Key)
 				for _, a := range backends.Addresses {
+					if len(graph.Find(r, t.ByVirtual, a)) > 0 {
+						continue // slices are written by users: another service's address is not theirs to take
+					}
 					spec.Addresses = []string{a}
 					add(spec, a)
 				}
@@ -81,7 +84,7 @@ func audiences(r *graph.Reader, t *Tables, s mesh.Service) []string {
 	}
 	var out []string
 	for _, ns := range s.Export.Namespaces {
-		if member(r, t, ns) {
+		if t.Serves(r, ns) {
 			out = append(out, ns)
 		}
 	}

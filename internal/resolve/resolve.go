@@ -38,12 +38,9 @@ type Tables struct {
 	Members    *graph.Table[string, mesh.Membership]
 	Services   *graph.Table[mesh.ServiceKey, mesh.Service]
 	Workloads  *graph.Table[mesh.WorkloadKey, mesh.Workload]
-	Endpoints  *graph.Table[mesh.EndpointKey, mesh.Endpoint]
-	Rules      *graph.Table[mesh.ObjectKey, mesh.Rule]
-	Policies   *graph.Table[mesh.ObjectKey, mesh.PeerPolicy]
 	Backends   *graph.Table[mesh.ServiceKey, Backends]
-	Clusters   *graph.Table[ClusterKey, ClusterSpec]
 	ByAlias    *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that are another name of a host
+	ByVirtual  *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that own an address
 	BySelector *graph.Index[SelectorKey, mesh.ServiceKey, mesh.Service]       // services that may select a workload
 	ByAddress  *graph.Index[string, mesh.WorkloadKey, mesh.Workload]          // workloads that own an address
 	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
@@ -56,13 +53,14 @@ type Tables struct {
 // workload with that label.
 type SelectorKey struct{ Namespace, Label, Value string }
 
-func config(r *graph.Reader, t *Tables, id mesh.ID) mesh.Config {
+// ConfigOf reads the configuration of a mesh.
+func (t *Tables) ConfigOf(r *graph.Reader, id mesh.ID) mesh.Config {
 	c, _ := graph.Get(r, t.Config, id)
 	return c
 }
 
-// member reports whether a namespace may be an audience.
-func member(r *graph.Reader, t *Tables, namespace string) bool {
+// Serves reports whether a namespace's objects count, and its clients are served.
+func (t *Tables) Serves(r *graph.Reader, namespace string) bool {
 	m, ok := graph.Get(r, t.Members, namespace)
 	return ok && m.Phase == mesh.Served
 }

@@ -42,7 +42,7 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, HostSp
 			}
 		}
 		for _, ns := range sorted(set) {
-			if member(r, t, ns) {
+			if t.Serves(r, ns) {
 				clients = append(clients, ns)
 			}
 		}
@@ -100,18 +100,17 @@ type RouteSpec struct {
 	Hosts []HostKey // in order of their names
 	// Origins name the first few services among them.
 	Origins []string
-	Proxy   ProxySpec
 }
 
 // Route gathers the virtual hosts of a route configuration: the audience's own variants, and everybody's for the rest.
-func Route(r *graph.Reader, t *Tables, byPort *graph.Index[PortKey, HostKey, HostSpec], k RouteKey) RouteSpec {
+func Route(r *graph.Reader, byPort *graph.Index[PortKey, HostKey, HostSpec], k RouteKey) RouteSpec {
 	hosts := map[mesh.ServiceKey]graph.Row[HostKey, HostSpec]{}
 	for _, client := range []string{"", k.Audience.Namespace} {
 		for _, row := range graph.Find(r, byPort, PortKey{k.Port, client}) {
 			hosts[row.Key.Service] = row
 		}
 	}
-	spec := RouteSpec{Name: fmt.Sprint(k.Port), Proxy: ProxyOf(config(r, t, k.Audience.Mesh))}
+	spec := RouteSpec{Name: fmt.Sprint(k.Port)}
 	for _, service := range slices.SortedFunc(maps.Keys(hosts), mesh.ServiceKey.Compare) {
 		spec.Hosts = append(spec.Hosts, hosts[service].Key)
 		if len(spec.Origins) < 5 {

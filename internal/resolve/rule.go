@@ -102,11 +102,11 @@ type view struct {
 // that is not true.
 func views(r *graph.Reader, t *Tables, s mesh.Service) []view {
 	matching := matching(r, t, s.Key.Host)
-	root := config(r, t, s.Key.Mesh).RootNamespace
+	root := t.ConfigOf(r, s.Key.Mesh).RootNamespace
 	if !s.Export.All {
 		var out []view
 		for _, ns := range s.Export.Namespaces {
-			if member(r, t, ns) {
+			if t.Serves(r, ns) {
 				out = append(out, view{ns, ruleFor(matching, ns, s.Key.Namespace, root)})
 			}
 		}
@@ -125,7 +125,7 @@ func views(r *graph.Reader, t *Tables, s mesh.Service) []view {
 	out := []view{everybody}
 	for _, ns := range sorted(others) {
 		v := view{ns, ruleFor(matching, ns, s.Key.Namespace, root)}
-		if !reflect.DeepEqual(v.rule, everybody.rule) && member(r, t, ns) {
+		if !reflect.DeepEqual(v.rule, everybody.rule) && t.Serves(r, ns) {
 			out = append(out, v)
 		}
 	}

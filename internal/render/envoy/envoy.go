@@ -28,10 +28,21 @@ const (
 	inboundPort  = 15006 // and those to it
 )
 
+// Checked returns a message that Envoy's own field constraints hold for, and panics for any other: for a message that breaks
+// one, Envoy refuses everything that came with it, and a user's object must not do that to others.
+func Checked[M proto.Message](m M) M {
+	if v, ok := any(m).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			panic(err)
+		}
+	}
+	return m
+}
+
 // pack wraps a typed configuration. Deterministic, as a resource's version is the hash of its bytes.
 func pack(m proto.Message) *anypb.Any {
 	a := new(anypb.Any)
-	if err := anypb.MarshalFrom(a, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+	if err := anypb.MarshalFrom(a, Checked(m), proto.MarshalOptions{Deterministic: true}); err != nil {
 		panic(err) // only invalid UTF-8 fails, which no API server lets in
 	}
 	return a
