@@ -144,7 +144,7 @@ func (r *register) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 	}
 	bundle := secret.Data[corev1.TLSCertKey]
 	if err := r.prober.chains(ctx, r.host, bundle); err != nil {
-		return reconcile.Result{}, err
+		return reconcile.Result{}, pending{err, time.Second / 2} // the Service gets its endpoint when we are ready
 	}
 	role := &rbacv1.ClusterRole{}
 	if err := r.live.Get(ctx, client.ObjectKey{Name: operatorName}, role); err != nil {

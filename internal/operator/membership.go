@@ -64,9 +64,10 @@ type standing struct {
 
 // wanted is what shall be there; mesh is empty if the namespace shall belong to none.
 type wanted struct {
-	mesh  mesh.ID
-	plane Plane
-	spec  heddlev1alpha1.MembershipSpec // without the phase
+	mesh   mesh.ID
+	plane  Plane
+	spec   heddlev1alpha1.MembershipSpec // without the phase
+	ending bool                          // the namespace is being deleted: nothing can be made in it any more
 }
 
 // Reconcile does the next step for the namespace that req names.
@@ -99,7 +100,7 @@ func (m *membership) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
-	if want.mesh == "" {
+	if want.mesh == "" || want.ending {
 		return reconcile.Result{}, nil
 	}
 	var own standing
@@ -158,9 +159,6 @@ func (m *membership) want(ctx context.Context, name string, have []standing) (wa
 		return wanted{}, nil
 	}
 	id := members[0].Mesh
-	if ns.DeletionTimestamp != nil && !slices.ContainsFunc(have, func(s standing) bool { return s.mesh == id && s.membership != nil }) {
-		return wanted{}, nil // nothing can be made in it any more
-	}
 	rev := &sailv1.IstioRevision{}
 	if err := m.client.Get(ctx, client.ObjectKey{Name: string(id)}, rev); err != nil || rev.DeletionTimestamp != nil {
 		return wanted{}, client.IgnoreNotFound(err) // no control plane, no member
@@ -173,7 +171,7 @@ func (m *membership) want(ctx context.Context, name string, have []standing) (wa
 		return wanted{}, err // nothing is changed on account of values that cannot be read
 	}
 	kinds, err := m.kinds(ctx, name)
-	return wanted{mesh: id, plane: plane, spec: heddlev1alpha1.MembershipSpec{
+	return wanted{mesh: id, plane: plane, ending: ns.DeletionTimestamp != nil, spec: heddlev1alpha1.MembershipSpec{
 		Namespace: name, UID: ns.UID, Kinds: kinds,
 		Labels: only(ns.Labels, toldLabels), Annotations: only(ns.Annotations, toldAnnotations),
 	}}, err
@@ -271,8 +269,11 @@ func (s standing) phase() heddlev1alpha1.Phase {
 
 // settled reports whether nothing is left to do.
 func settled(want wanted, have []standing) bool {
-	if want.mesh == "" {
+	if want.mesh == "" || want.ending && len(have) == 0 {
 		return len(have) == 0
+	}
+	if want.ending {
+		return len(have) == 1 && have[0].stays(want)
 	}
 	if len(have) != 1 || !have[0].stays(want) || have[0].membership == nil {
 		return false

@@ -292,14 +292,27 @@ func (w wiring) build(name string) *builder.Builder {
 	})
 }
 
-// again calls a reconciler that met a conflict once more, soon: it read a cache that lags behind, which is no error.
+// pending is what has not happened yet and sends no event when it does: look again after the given time.
+type pending struct {
+	error
+	after time.Duration
+}
+
+func (p pending) Unwrap() error { return p.error }
+
+// again calls a reconciler once more, without a word in the log, after a conflict (the cache that it read lags behind) and
+// while something is pending.
 type again struct{ reconcile.Reconciler }
 
 // Reconcile is reconcile.Reconciler's.
 func (a again) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	result, err := a.Reconciler.Reconcile(ctx, req)
-	if apierrors.IsConflict(err) {
+	var p pending
+	switch {
+	case apierrors.IsConflict(err):
 		return reconcile.Result{RequeueAfter: 10 * time.Millisecond}, nil
+	case errors.As(err, &p):
+		return reconcile.Result{RequeueAfter: p.after}, nil
 	}
 	return result, err
 }

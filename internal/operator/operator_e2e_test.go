@@ -242,7 +242,7 @@ func (c *cluster) plane(rev, ns string) *fakePlane {
 	p.stop = func() { cancel(); w.Stop(); <-done }
 	c.t.Cleanup(func() { p.stop(); _ = listener.Close() })
 	p.writeRoot(ctx, ns)
-	p.ready(rev)
+	p.ready(rev, "True")
 	return p
 }
 
@@ -266,7 +266,7 @@ func (p *fakePlane) writeRoot(ctx context.Context, ns string) {
 }
 
 // ready plays the kubelet of the plane's one pod.
-func (p *fakePlane) ready(rev string) {
+func (p *fakePlane) ready(rev, status string) {
 	p.c.t.Helper()
 	var pods corev1.PodList
 	p.c.until("the pod of "+rev+" is there", 20*time.Second, &corev1.PodList{}, func() bool {
@@ -274,7 +274,7 @@ func (p *fakePlane) ready(rev string) {
 		return len(pods.Items) > 0
 	})
 	must(p.c.t, p.c.Status().Patch(p.c.t.Context(), &pods.Items[0], client.RawPatch("application/merge-patch+json",
-		[]byte(`{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}`))))
+		[]byte(`{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"`+status+`"}]}}`))))
 }
 
 func authority(t *testing.T, host string) (root string, leaf tls.Certificate) {
@@ -383,6 +383,19 @@ func TestOperator(t *testing.T) {
 			must(t, c.Get(ctx, client.ObjectKey{Name: "istio-sidecar-injector-m1-sys-1"}, m))
 			return len(m.Webhooks) == 2 && string(m.Webhooks[1].ClientConfig.CABundle) == p1.root
 		})
+	})
+	t.Run("status is true: a plane that is not ready makes its mesh not ready, and no other", func(t *testing.T) {
+		before := resourceVersions(t, c, "m2")
+		p1.ready("m1", "False")
+		c.condition(one, "Ready", metav1.ConditionFalse, 5*time.Second)
+		if one.Status.State != "IstiodNotReady" {
+			t.Errorf("state %s", one.Status.State)
+		}
+		p1.ready("m1", "True")
+		c.condition(one, "Ready", metav1.ConditionTrue, 5*time.Second)
+		if after := resourceVersions(t, c, "m2"); one.Status.State != "Healthy" || fmt.Sprint(before) != fmt.Sprint(after) {
+			t.Errorf("state %s; objects of m2 before and after:\n%v\n%v", one.Status.State, before, after)
+		}
 	})
 	t.Run("MCP-17 a label makes a member", func(t *testing.T) {
 		must(t, c.label("app-1", map[string]any{"d": "m1", "istio.io/rev": "m1"}))
@@ -495,11 +508,25 @@ func TestOperator(t *testing.T) {
 		wantErr(t, op.Create(ctx, b), "control planes only")
 		wantErr(t, op.Delete(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "cluster-admin"}}), "roles of meshes only")
 		wantErr(t, op.Get(ctx, client.ObjectKey{Namespace: "sys-1", Name: "istio-ca-secret"}, &corev1.Secret{}), "forbidden")
+		gateway, err := applicable(istioKind{"networking.istio.io", "v1", "Gateway", "gateways"}.metadata())
+		must(t, err)
+		gateway.SetName("x")
+		gateway.SetNamespace("default")
+		wantErr(t, op.Create(ctx, gateway), "dry run only")
+		must(t, op.Create(ctx, gateway, client.DryRunAll))
+	})
+	t.Run("a deleted namespace leaves no Membership", func(t *testing.T) {
+		ns := c.namespace("app-7", map[string]string{"d": "m1"})
+		c.memberOf("app-7", "sys-1", 2*time.Second)
+		must(t, c.Delete(ctx, ns))
+		c.memberOf("app-7", "", 15*time.Second)
 	})
 	t.Run("a double match that arises is a condition and takes nothing away", func(t *testing.T) {
-		// With the policy's parameter emptied, as in a race, the API server lets the label pass.
-		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: selectorsName}}
-		must(t, c.Patch(ctx, cm, client.RawPatch("application/merge-patch+json", []byte(`{"data":{"m2":null}}`))))
+		// Without the policy's binding, as in a race, the API server lets the label pass.
+		binding := &admissionv1.ValidatingAdmissionPolicyBinding{}
+		must(t, c.Get(ctx, client.ObjectKey{Name: policyMembers}, binding))
+		must(t, c.Delete(ctx, binding))
+		t.Cleanup(func() { binding.ResourceVersion = ""; must(t, c.Create(context.Background(), binding)) })
 		c.until("label", 3*time.Second, &corev1.NamespaceList{}, func() bool {
 			err := c.label("app-1", map[string]any{"e": "1"})
 			if err != nil {

@@ -19,6 +19,7 @@ const (
 	policyMembers = "heddle-mesh-selectors"
 	policyBinding = "heddle-operator-bindings"
 	policyLabels  = "heddle-revision-label"
+	policyProbe   = "heddle-operator-dry-run"
 )
 
 // selectorLines is a mesh's value in the ConfigMap mesh-selectors: a selector a line. It is empty for a mesh that has
@@ -143,13 +144,18 @@ func policies(namespace string) []client.Object {
 		}},
 	}, params(), admissionv1.Warn)...)
 
+	operator := []admissionv1.MatchCondition{{
+		Name: "operator", Expression: "request.userInfo.username == 'system:serviceaccount:" + namespace + ":" + operatorAccount + "'",
+	}}
+	out = append(out, policy(policyProbe, admissionv1.ValidatingAdmissionPolicySpec{
+		MatchConstraints: on("networking.istio.io", []string{"gateways"}, admissionv1.Create), MatchConditions: operator,
+		Validations: []admissionv1.Validation{{Expression: "request.?dryRun.orValue(false)", Message: "the operator creates gateways as a dry run only"}},
+	}, nil, admissionv1.Deny)...)
 	return append(out, policy(policyBinding, admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: on("rbac.authorization.k8s.io", []string{"rolebindings", "clusterrolebindings"},
 			admissionv1.Create, admissionv1.Update, admissionv1.Delete),
-		MatchConditions: []admissionv1.MatchCondition{{
-			Name: "operator", Expression: "request.userInfo.username == 'system:serviceaccount:" + namespace + ":operator'",
-		}},
-		Variables: []admissionv1.Variable{{Name: "b", Expression: "request.operation == 'DELETE' ? oldObject : object"}},
+		MatchConditions: operator,
+		Variables:       []admissionv1.Variable{{Name: "b", Expression: "request.operation == 'DELETE' ? oldObject : object"}},
 		Validations: []admissionv1.Validation{
 			{
 				Expression: "variables.b.roleRef.kind == 'ClusterRole' && (request.resource.resource == 'rolebindings' ? " +

@@ -361,7 +361,7 @@ func (r *revisions) probe(ctx context.Context, rev *sailv1.IstioRevision, p Plan
 		return known, 0, nil
 	}
 	if err := r.prober.chains(ctx, p.host(), []byte(bundle)); err != nil {
-		return known, 0, err
+		return known, 0, pending{err, r.patience(rev)}
 	}
 	known.Bundle = []byte(bundle)
 	if known.Failing == admissionv1.Fail {
@@ -421,7 +421,13 @@ func (r *revisions) refuses(ctx context.Context, p Plane) (bool, error) {
 	case meta.IsNoMatchError(err), apierrors.IsNotFound(err):
 		return true, nil // without the CRD nothing is there to be validated
 	}
-	return false, fmt.Errorf("try the validator of mesh %s: %w", p.Mesh, err)
+	return false, pending{fmt.Errorf("try the validator of mesh %s: %w", p.Mesh, err), time.Second}
+}
+
+// patience is how long to wait for a control plane that is ready, but not seen to serve: the longer it has been so, the more.
+func (r *revisions) patience(rev *sailv1.IstioRevision) time.Duration {
+	c := meta.FindStatusCondition(rev.Status.Conditions, "Ready")
+	return min(max(r.now().Sub(c.LastTransitionTime.Time)/2, time.Second/5), 5*time.Second)
 }
 
 // uninstall takes a mesh's plane away: first what would hold up the cluster without it, then its members by the protocol,
