@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# End-to-end tests, on a local cluster of the instance `test`, which is made for them and taken away by who calls this.
+# Each walkthrough begins on an empty cluster: booting one takes seconds and is surer than cleaning one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export HEDDLE_INSTANCE=test
+
+local() { bin/heddle-local "$@"; }
+fresh() { local down && local up; }
+step() { printf '\n== %s (%(%H:%M:%S)T)\n' "$1" -1; }
+
+step "local cluster"
+fresh
+
+step "parts with real Envoys, network namespaces and an API server"
+KUBECONFIG="$(local kubeconfig)" go test -tags e2e -count=1 -p 1 ./...
+
+step "S1, with its clean-up"
+local verify s1
+
+step "S0, as its document has it"
+fresh
+local verify s0
+
+step "negative controls on the cluster that S0 made"
+local verify controls
+
+step "S0, with names that no document uses"
+fresh
+local verify s0 --random
