@@ -43,9 +43,7 @@ type clients struct {
 	log      *slog.Logger
 	gate     *identity.Gate
 	pipeline *Pipeline
-	server   *xds.Server
 	debug    *debug
-	findings func(typeURL, version, detail string, origins []string, client string)
 }
 
 // admit is xds.Options.Admit.

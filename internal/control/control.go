@@ -18,14 +18,13 @@ import (
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/inject"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/obs"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
@@ -100,16 +99,12 @@ func Run(ctx context.Context, o Options) error {
 	if err := o.defaults(); err != nil {
 		return err
 	}
-	cfg, err := restConfig(o.Kubeconfig)
-	if err != nil {
-		return fmt.Errorf("find the API server: %w", err)
-	}
-	cluster, err := kube.Open(cfg, o.Cluster, o.Mesh, o.Log)
+	cluster, err := kube.Open(o.Kubeconfig, o.Cluster, o.Mesh, o.Log)
 	if err != nil {
 		return err
 	}
 	tasks, ctx := errgroup.WithContext(ctx)
-	p := &plane{Options: o, cluster: cluster, registry: prometheus.NewRegistry(), tasks: tasks}
+	p := &plane{Options: o, cluster: cluster, registry: obs.Registry(), tasks: tasks}
 	tasks.Go(func() error { return p.serveHealth(ctx) })
 	if err := p.start(ctx); err != nil {
 		tasks.Go(func() error { return err })
@@ -118,13 +113,6 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	return nil
-}
-
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		return rest.InClusterConfig()
-	}
-	return clientcmd.BuildConfigFromFlags("", kubeconfig)
 }
 
 // plane is one running control plane.
@@ -169,7 +157,7 @@ func (p *plane) start(ctx context.Context) error {
 		server.Close(inNamespace(namespace), status.Errorf(codes.PermissionDenied, "namespace %s has left mesh %s; restart the pod", namespace, p.Mesh))
 	})
 	pods := newGone(pipeline.Workload, time.Now)
-	refused := newRefusals(ctx, p.Log, p.registry, p.cluster, p.Options)
+	refused := newRefusals(p.Log, p.registry, p.cluster.Events(ctx, p.Namespace, p.PodName, "istiod"+p.suffix()))
 	p.gate = &identity.Gate{
 		Audience: "heddle.dev/" + p.Namespace + "/" + string(p.Mesh), AcceptShared: settings.Audience() == identity.SharedAudience,
 		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
@@ -180,7 +168,7 @@ func (p *plane) start(ctx context.Context) error {
 	server = xds.NewServer(xds.Options{Log: p.Log, Types: served, Admit: admission.admit, ControlPlane: p.identifier()})
 	d.server = server
 	p.debug.Store(d)
-	registerMetrics(p.registry, &metrics{
+	p.registry.MustRegister(&metrics{
 		options: p.Options, began: time.Now(), server: server, meters: g.Meters, rootExpiry: authority.NotAfter(),
 	})
 

@@ -69,9 +69,7 @@ func (d *debug) answer(typeURL string, names []string) ([]xds.Resource, error) {
 			return nil, status.Errorf(codes.InvalidArgument, "%s takes one name, POD.NAMESPACE", configDumpURL)
 		}
 		id, _, _ := strings.Cut(names[0], "?")
-		for _, m := range d.configDump(id) {
-			messages = append(messages, m)
-		}
+		messages = d.configDump(id)
 	case debugURL:
 		if len(names) != 1 {
 			return nil, status.Errorf(codes.InvalidArgument, "%s takes one name, a debug path such as syncz", debugURL)

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/xds"
@@ -29,10 +28,6 @@ type metrics struct {
 	server     *xds.Server
 	meters     func() []graph.Meter
 	rootExpiry time.Time
-}
-
-func registerMetrics(r prometheus.Registerer, m *metrics) {
-	r.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
 
 // Describe implements prometheus.Collector.

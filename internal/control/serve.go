@@ -49,7 +49,7 @@ func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, stream
 			MaxConnectionAge: p.MaxConnectionAge, MaxConnectionAgeGrace: ageGrace,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAlive / 2, PermitWithoutStream: true}),
-		grpc.ReadBufferSize(streamBuffer), grpc.WriteBufferSize(streamBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(streamBuffer), grpc.WriteBufferSize(streamBuffer),
 	)
 	streams.Register(server)
 	ca.Register(server)

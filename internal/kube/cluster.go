@@ -3,7 +3,6 @@
 package kube
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 
@@ -13,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -28,12 +28,16 @@ type Cluster struct {
 	rest    map[schema.GroupVersion]rest.Interface
 }
 
-// Open prepares the clients for one API server; it does not connect. The field manager of all writes is
-// "istiod-<mesh>", so that two meshes never look like one writer.
-func Open(cfg *rest.Config, id mesh.ClusterID, owner mesh.ID, log *slog.Logger) (*Cluster, error) {
-	// The plane opens some watches per namespace at once when it starts; client-side throttling would make it late for nothing:
-	// the API server has its own fairness.
-	cfg = rest.CopyConfig(cfg)
+// Open prepares the clients for one API server, that of the kubeconfig file or, if none is named, of the pod's service
+// account; it does not connect. The field manager of all writes is "istiod-<mesh>", so that two meshes never look like
+// one writer.
+func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger) (*Cluster, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	// A plane opens its watches all at once when it starts. Throttling them here would make it late for nothing: the API
+	// server has its own fairness.
 	cfg.QPS, cfg.Burst = -1, 0
 
 	typed := rest.CopyConfig(cfg)
@@ -70,15 +74,4 @@ func Open(cfg *rest.Config, id mesh.ClusterID, owner mesh.ID, log *slog.Logger) 
 		}
 	}
 	return c, nil
-}
-
-// WithClient is a Cluster over a given client, for tests of what only uses the typed client.
-func WithClient(client kubernetes.Interface, id mesh.ClusterID, owner mesh.ID, log *slog.Logger) *Cluster {
-	return &Cluster{ID: id, Client: client, log: log, manager: "istiod-" + string(owner)}
-}
-
-// Version asks the API server for its version: the cheapest call that proves that it can be reached.
-func (c *Cluster) Version(ctx context.Context) (string, error) {
-	raw, err := c.Client.Discovery().RESTClient().Get().AbsPath("/version").DoRaw(ctx)
-	return string(raw), err
 }
