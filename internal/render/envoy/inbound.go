@@ -77,8 +77,11 @@ func sides(p resolve.InboundPort) []side {
 			out = []side{{raw, plainHTTP, false, true}, {raw, nil, false, false}}
 		default:
 			out = []side{
-				{tls, offersHTTP, true, true}, {raw, plainHTTP, false, true},
-				{tls, offersTCP, true, false}, {raw, nil, false, false}, {tls, nil, false, false},
+				{tls, offersHTTP, true, true},
+				{raw, plainHTTP, false, true},
+				{tls, offersTCP, true, false},
+				{raw, nil, false, false},
+				{tls, nil, false, false},
 			}
 		}
 	}
