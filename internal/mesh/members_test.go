@@ -35,29 +35,45 @@ func TestMembers(t *testing.T) {
 		findings   []string // mesh, reason, and what the message must name
 	}{
 		{name: "labels decide, the system namespace too", namespaces: []Namespace{ns("x", "", "d=a"), ns("sys-b", "", "d=b"), ns("y", "")}, meshes: []Mesh{b, a}, members: "sys-b:b x:a"},
-		{name: "any selector is enough, within one all requirements hold", members: "r:a x:a",
+		{
+			name: "any selector is enough, within one all requirements hold", members: "r:a x:a",
 			namespaces: []Namespace{ns("x", "", "d=a", "app=h"), ns("y", "", "d=a"), ns("r", "", "region=us")},
-			meshes:     []Mesh{with(a, func(m *Mesh) { m.Selectors = []Selector{append(in("d", "a"), in("app", "h")...), in("region", "us")} })}},
+			meshes:     []Mesh{with(a, func(m *Mesh) { m.Selectors = []Selector{append(in("d", "a"), in("app", "h")...), in("region", "us")} })},
+		},
 		{name: "a system namespace without the label is a finding", namespaces: []Namespace{ns("sys-a", "")}, meshes: []Mesh{a}, findings: []string{"a SystemNamespaceNotSelected sys-a"}},
-		{name: "alone, a mesh without selectors has every namespace", namespaces: []Namespace{ns("sys-a", ""), ns("kube-system", "")}, members: "kube-system:a sys-a:a",
-			meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = nil })}},
+		{
+			name: "alone, a mesh without selectors has every namespace", namespaces: []Namespace{ns("sys-a", ""), ns("kube-system", "")}, members: "kube-system:a sys-a:a",
+			meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = nil })},
+		},
 		{name: "an empty selector is as none", namespaces: []Namespace{ns("x", "")}, members: "x:a", meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = []Selector{{}} })}},
-		{name: "beside an older mesh, one without selectors is refused", namespaces: []Namespace{ns("x", "", "d=a"), ns("z", "")}, members: "x:a",
-			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = nil })}, findings: []string{"b SelectsEverything mesh a"}},
-		{name: "beside an older mesh without selectors, every other is refused", namespaces: []Namespace{ns("x", "", "d=b")}, members: "x:a",
-			meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = nil }), b}, findings: []string{"b SelectsEverything mesh a"}},
-		{name: "an older mesh that loses its selectors takes nobody's members", namespaces: []Namespace{ns("x", "b", "d=b")}, members: "x:b",
-			meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = nil }), b}, findings: []string{"a NamespaceTaken mesh b", "b SelectsEverything mesh a"}},
-		{name: "the older mesh has what two select", namespaces: []Namespace{ns("x", "", "d=a", "e=1")}, members: "x:a",
-			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{in("e", "1")} })}, findings: []string{"b NamespaceTaken namespace x"}},
-		{name: "the holder keeps what an older mesh selects later", namespaces: []Namespace{ns("x", "b", "d=a", "e=1")}, members: "x:b",
-			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{in("e", "1")} })}, findings: []string{"a NamespaceTaken namespace x"}},
+		{
+			name: "beside an older mesh, one without selectors is refused", namespaces: []Namespace{ns("x", "", "d=a"), ns("z", "")}, members: "x:a",
+			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = nil })}, findings: []string{"b SelectsEverything mesh a"},
+		},
+		{
+			name: "beside an older mesh without selectors, every other is refused", namespaces: []Namespace{ns("x", "", "d=b")}, members: "x:a",
+			meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = nil }), b}, findings: []string{"b SelectsEverything mesh a"},
+		},
+		{
+			name: "an older mesh that loses its selectors takes nobody's members", namespaces: []Namespace{ns("x", "b", "d=b")}, members: "x:b",
+			meshes: []Mesh{with(a, func(m *Mesh) { m.Selectors = nil }), b}, findings: []string{"a NamespaceTaken mesh b", "b SelectsEverything mesh a"},
+		},
+		{
+			name: "the older mesh has what two select", namespaces: []Namespace{ns("x", "", "d=a", "e=1")}, members: "x:a",
+			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{in("e", "1")} })}, findings: []string{"b NamespaceTaken namespace x"},
+		},
+		{
+			name: "the holder keeps what an older mesh selects later", namespaces: []Namespace{ns("x", "b", "d=a", "e=1")}, members: "x:b",
+			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{in("e", "1")} })}, findings: []string{"a NamespaceTaken namespace x"},
+		},
 		{name: "a holder that selects no longer gives way", namespaces: []Namespace{ns("x", "b", "d=a")}, meshes: []Mesh{a, b}, members: "x:a"},
 		{name: "one system namespace, one mesh", namespaces: []Namespace{ns("x", "", "d=b")}, meshes: []Mesh{a, with(b, func(m *Mesh) { m.System = "sys-a" })}, findings: []string{"b SystemNamespaceTaken sys-a"}},
 		{name: "one selector, one mesh", meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{in("d", "a")} })}, findings: []string{"b SelectorTaken d In a"}},
 		{name: "not created yet is after all", meshes: []Mesh{with(a, func(m *Mesh) { m.Created = time.Time{} }), with(b, func(m *Mesh) { m.System = "sys-a" })}, findings: []string{"a SystemNamespaceTaken sys-a"}},
-		{name: "an invalid selector keeps what is held and gets nothing", namespaces: []Namespace{ns("x", "b"), ns("y", "")}, members: "x:b",
-			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{{{Key: "e", Op: Exists, Values: []string{"v"}}}} })}, findings: []string{`b InvalidSelector "e": Exists`}},
+		{
+			name: "an invalid selector keeps what is held and gets nothing", namespaces: []Namespace{ns("x", "b"), ns("y", "")}, members: "x:b",
+			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{{{Key: "e", Op: Exists, Values: []string{"v"}}}} })}, findings: []string{`b InvalidSelector "e": Exists`},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			members, findings := Members(c.namespaces, c.meshes)

@@ -261,7 +261,8 @@ func operatorWorkload(images Images, namespace string) []client.Object {
 						Containers: []corev1.Container{{
 							Name: "operator", Image: images.Heddle, Args: []string{"operator"},
 							Env: []corev1.EnvVar{
-								{Name: "HEDDLE_IMAGE", Value: images.Heddle}, {Name: "HEDDLE_PROXY_IMAGE", Value: images.Proxy},
+								{Name: "HEDDLE_IMAGE", Value: images.Heddle},
+								{Name: "HEDDLE_PROXY_IMAGE", Value: images.Proxy},
 								field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"),
 							},
 							Ports: []corev1.ContainerPort{

@@ -23,9 +23,11 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -240,29 +242,11 @@ func toAll(c client.Reader, list func() client.ObjectList) handler.EventHandler 
 	})
 }
 
-func requests(l client.ObjectList) []reconcile.Request {
-	var out []reconcile.Request
-	add := func(name string) {
-		out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Name: name}})
-	}
-	switch l := l.(type) {
-	case *sailv1.IstioList:
-		for _, i := range l.Items {
-			add(i.Name)
-		}
-	case *sailv1.IstioRevisionList:
-		for _, i := range l.Items {
-			add(i.Name)
-		}
-	case *sailv1.IstioRevisionTagList:
-		for _, i := range l.Items {
-			add(i.Name)
-		}
-	case *metav1.PartialObjectMetadataList:
-		for _, i := range l.Items {
-			add(i.Name)
-		}
-	}
+func requests(l client.ObjectList) (out []reconcile.Request) {
+	_ = meta.EachListItem(l, func(o runtime.Object) error { // fails on no list that a client returns
+		out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Name: o.(client.Object).GetName()}})
+		return nil
+	})
 	return out
 }
 
@@ -320,13 +304,25 @@ func (a again) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.
 func namespaces() client.Object { return metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
 
 func (w wiring) istios(r *istios) error {
-	every := func() client.ObjectList { return &sailv1.IstioList{} }
+	every := toAll(r.client, func() client.ObjectList { return &sailv1.IstioList{} })
+	// A namespace matters to the meshes that select it, before or after, and to the one whose system namespace it is.
+	selecting := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, ns client.Object) []reconcile.Request {
+		var list sailv1.IstioList
+		if err := r.client.List(ctx, &list); err != nil {
+			return nil // the cache is stopping
+		}
+		list.Items = slices.DeleteFunc(list.Items, func(i sailv1.Istio) bool {
+			m := MeshOf(&i)
+			return m.System != ns.GetName() && !m.Selects(ns.GetLabels())
+		})
+		return requests(&list)
+	})
 	return w.build("istio").
 		For(&sailv1.Istio{}, builder.WithPredicates(specChange())).
 		Owns(&sailv1.IstioRevision{}).
-		Watches(&sailv1.Istio{}, toAll(r.client, every), builder.WithPredicates(specChange())).
-		Watches(&heddlev1alpha1.Membership{}, toAll(r.client, every), builder.WithPredicates(existence())).
-		WatchesMetadata(namespaces(), toAll(r.client, every), builder.WithPredicates(labelsChange())).
+		Watches(&sailv1.Istio{}, every, builder.WithPredicates(specChange())).
+		Watches(&heddlev1alpha1.Membership{}, every, builder.WithPredicates(existence())).
+		WatchesMetadata(namespaces(), selecting, builder.WithPredicates(labelsChange())).
 		Complete(again{r})
 }
 

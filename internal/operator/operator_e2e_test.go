@@ -598,6 +598,22 @@ func TestOperator(t *testing.T) {
 		u := metadataOf(istioKind{"networking.istio.io", "v1", "DestinationRule", "destinationrules"}.metadata().GroupVersionKind())
 		must(t, c.Get(ctx, client.ObjectKey{Namespace: "app-1", Name: "x"}, u))
 	})
+	t.Run("a mesh named default has Istio's own names", func(t *testing.T) {
+		c.namespace("istio-system", nil)
+		i := c.mesh(istio("default", "istio-system", `{}`))
+		c.until("the revision's webhooks", 10*time.Second, &admissionv1.ValidatingWebhookConfigurationList{}, func() bool {
+			return c.Get(ctx, client.ObjectKey{Name: defaultValidatorName}, &admissionv1.ValidatingWebhookConfiguration{}) == nil
+		})
+		m := &admissionv1.MutatingWebhookConfiguration{}
+		must(t, c.Get(ctx, client.ObjectKey{Name: "istio-sidecar-injector"}, m))
+		must(t, c.Get(ctx, client.ObjectKey{Name: "istio-validator-istio-system"}, &admissionv1.ValidatingWebhookConfiguration{}))
+		must(t, c.Get(ctx, client.ObjectKey{Namespace: "istio-system", Name: "istiod"}, &appsv1.Deployment{}))
+		if len(m.Webhooks) != 4 || m.Webhooks[0].ClientConfig.Service.Name != "istiod" {
+			t.Errorf("%d entries, service %s", len(m.Webhooks), m.Webhooks[0].ClientConfig.Service.Name)
+		}
+		must(t, c.Delete(ctx, i))
+		c.gone("default")
+	})
 }
 
 // gone waits until the revision is gone, which is the last of a mesh to go.
