@@ -211,7 +211,14 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		want   string
 	}{
 		{func() { o.Images = []string{"tol"} }, `no image "tol"; there are plain, tool`},
-		{func() { o.Images = nil; os.Remove(filepath.Join(o.Root, "bin", "tool")) }, "bin/tool is missing: run make build"},
+		{func() { o.Images = nil; os.Remove(filepath.Join(o.Root, "bin", "tool")) }, "bin/tool: no such file or directory: run make build"},
+		{func() {
+			shell, err := os.ReadFile("/bin/sh") // linked against libc
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(o.Root, "bin", "tool"), string(shell))
+		}, "wants libraries that its image has not: run make build"},
 		{func() {
 			write(t, filepath.Join(o.Root, "bin", "tool"), "one")
 			write(t, filepath.Join(o.Layout, "index.json"), "{")

@@ -5,11 +5,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,8 +48,8 @@ func (b *builder) layer(ctx context.Context, name string) (*blob, map[string]str
 	programs := make(map[string]string)
 	for p, program := range spec.Binaries {
 		programs[p] = filepath.Join(b.Root, "bin", program)
-		if _, err := os.Stat(programs[p]); errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, fmt.Errorf("%s is missing: run make build", programs[p])
+		if err := static(programs[p]); err != nil {
+			return nil, nil, fmt.Errorf("%w: run make build", err)
 		}
 	}
 	for p, pkg := range spec.Go {
@@ -84,6 +84,21 @@ func (b *builder) layer(ctx context.Context, name string) (*blob, map[string]str
 	}
 	l, err := newBlob(t)
 	return l, versions, err
+}
+
+// static refuses a program that is not there, or that would want the libraries of the machine it was built on:
+// in its image it would be "no such file or directory".
+func static(program string) error {
+	f, err := os.Open(program)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	e, err := elf.NewFile(f)
+	if err == nil && slices.ContainsFunc(e.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		return fmt.Errorf("%s was built with cgo and wants libraries that its image has not", program)
+	}
+	return nil // no ELF: a script
 }
 
 // bundle joins the certificates of an unpacked ca-certificates, as update-ca-certificates does.
