@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -55,108 +56,126 @@ func up(ctx context.Context, inst instance.Instance, f upFlags, say sayer) error
 	if err := instance.Root(); err != nil {
 		return err
 	}
-	if f.nodes > plan.MaxNodes {
-		return fmt.Errorf("--nodes %d: an instance has at most %d", f.nodes, plan.MaxNodes)
-	}
 	unlock, err := lock(ctx, inst.Name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	state, err := open(ctx, inst, f.base)
+	state, err := inst.Load()
+	fresh := errors.Is(err, fs.ErrNotExist)
+	if fresh {
+		state.Nodes = 1
+	} else if err != nil {
+		return err
+	}
+	want, err := f.want(state)
 	if err != nil {
 		return err
 	}
-	want := cluster.Want{Nodes: f.nodes, Controllers: f.controllers || state.Controllers, Checkout: f.checkout}
-	if want.Nodes < 0 {
-		want.Nodes = state.Nodes
-	}
-	for _, dir := range []string{findCheckout(), state.Checkout} {
-		if want.Checkout == "" {
-			want.Checkout = dir
-		}
-	}
-	if want.Nodes > 0 && want.Checkout == "" {
-		return errors.New("images are built from Heddle's source, which was not found: run this in a checkout, or name one with --checkout")
-	}
-	if want.Checkout != "" {
-		if want.Checkout, err = filepath.Abs(want.Checkout); err != nil {
-			return err
-		}
-	}
 	client := cluster.Dial(inst)
 	alive := client.Alive(ctx)
-	if !alive || want.Nodes > state.Nodes {
-		if err := instance.CheckMachine(want.Nodes); err != nil {
+	has := -1
+	if alive {
+		has = state.Nodes
+	}
+	if want.Nodes > has {
+		if err := instance.CheckMachine(has, want.Nodes); err != nil {
 			return err
 		}
+	}
+	base, err := f.parseBase()
+	switch {
+	case err != nil:
+		return err
+	case fresh:
+		if state, err = choose(ctx, inst, base, want.Nodes); err != nil {
+			return err
+		}
+	case base != nil && *base != state.Base:
+		return fmt.Errorf("instance %s has base %s: take it down before you choose another", inst.Name, state.Base)
 	}
 	if !alive {
 		if err := say.timed(ctx, "daemon", func(ctx context.Context) error { return restart(ctx, inst, state, client) }); err != nil {
 			return err
 		}
 	}
-	work, ctx := errgroup.WithContext(ctx)
-	var images cluster.Images
-	if want.Nodes > 0 {
-		work.Go(func() error {
-			return say.timed(ctx, "images", func(ctx context.Context) (err error) {
-				images, err = build(ctx, inst, want.Checkout, nil, say)
-				return err
-			})
-		})
-	}
-	work.Go(func() error {
-		if err := client.Up(ctx, want, say.event); err != nil {
-			return fmt.Errorf("%w\nheddle-local logs lists what to read; heddle-local down --instance %s starts over", err, inst.Name)
-		}
-		return nil
-	})
-	if err := work.Wait(); err != nil {
+	if err := boot(ctx, inst, client, want, say); err != nil {
 		return err
-	}
-	ctx = context.WithoutCancel(ctx) // the group's context ended with its work
-	if want.Nodes > 0 {
-		if err := client.Publish(ctx, images, say.event); err != nil {
-			return err
-		}
 	}
 	say.step("instance "+inst.Name+" is up", time.Since(say.began))
 	say.line("kubeconfig: %s", inst.Cluster(state, 1).Kubeconfig())
 	return nil
 }
 
+// want completes the flags by what the instance has.
+func (f upFlags) want(state instance.State) (cluster.Want, error) {
+	w := cluster.Want{
+		Nodes: f.nodes, Controllers: f.controllers || state.Controllers,
+		Checkout: cmp.Or(f.checkout, findCheckout(), state.Checkout),
+	}
+	if w.Nodes < 0 {
+		w.Nodes = state.Nodes
+	}
+	switch {
+	case w.Nodes > plan.MaxNodes:
+		return w, fmt.Errorf("--nodes %d: an instance has at most %d", w.Nodes, plan.MaxNodes)
+	case w.Checkout != "":
+		var err error
+		w.Checkout, err = filepath.Abs(w.Checkout)
+		return w, err
+	case w.Nodes > 0:
+		return w, errors.New("images are built from Heddle's source, which was not found: run this in a checkout, or name one with --checkout")
+	}
+	return w, nil
+}
+
+// parseBase returns nil if the flag is not set.
+func (f upFlags) parseBase() (*plan.Base, error) {
+	if f.base == "" {
+		return nil, nil
+	}
+	b, err := plan.ParseBase(f.base)
+	return &b, err
+}
+
+func choose(ctx context.Context, inst instance.Instance, base *plan.Base, nodes int) (instance.State, error) {
+	unlock, err := lock(ctx, "") // two new instances must not choose the same addresses
+	if err != nil {
+		return instance.State{}, err
+	}
+	defer unlock()
+	return inst.Choose(base, nodes)
+}
+
+// boot has the daemon start what is wanted while images are built here, which takes memory
+// that the daemon shall not keep, and then deploys what needs images.
+func boot(ctx context.Context, inst instance.Instance, client *cluster.Client, want cluster.Want, say sayer) error {
+	var images cluster.Images
+	work, workCtx := errgroup.WithContext(ctx)
+	if want.Nodes > 0 {
+		work.Go(func() error {
+			return say.timed(workCtx, "images", func(ctx context.Context) (err error) {
+				images, err = build(ctx, inst, want.Checkout, nil, say)
+				return err
+			})
+		})
+	}
+	work.Go(func() error {
+		if err := client.Up(workCtx, want, say.event); err != nil {
+			return fmt.Errorf("%w\nheddle-local logs lists what to read; heddle-local down --instance %s starts over", err, inst.Name)
+		}
+		return nil
+	})
+	if err := work.Wait(); err != nil || want.Nodes == 0 {
+		return err
+	}
+	return client.Publish(ctx, images, say.event)
+}
+
 func lock(ctx context.Context, name string) (func(), error) {
 	ctx, cancel := context.WithTimeout(ctx, lockLimit)
 	defer cancel()
 	return instance.Lock(ctx, name)
-}
-
-// open returns the instance's state, and makes it for a new one.
-func open(ctx context.Context, inst instance.Instance, base string) (instance.State, error) {
-	var asked *plan.Base
-	if base != "" {
-		b, err := plan.ParseBase(base)
-		if err != nil {
-			return instance.State{}, err
-		}
-		asked = &b
-	}
-	state, err := inst.Load()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		unlock, err := lock(ctx, "") // two new instances must not choose the same addresses
-		if err != nil {
-			return state, err
-		}
-		defer unlock()
-		return inst.Choose(asked)
-	case err != nil:
-		return state, err
-	case asked != nil && *asked != state.Base:
-		return state, fmt.Errorf("instance %s has base %s: take it down before you choose another", inst.Name, state.Base)
-	}
-	return state, nil
 }
 
 // restart starts the daemon on what an earlier one may have left.

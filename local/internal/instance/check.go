@@ -43,12 +43,16 @@ func Root() error {
 	return nil
 }
 
-// CheckMachine names everything that the machine lacks for an instance with so many nodes
-// that does not run yet, at once.
-func CheckMachine(nodes int) error {
+// CheckMachine names everything at once that the machine lacks for an instance with want
+// nodes, of which has run already; -1 if its control plane does not run either.
+func CheckMachine(has, want int) error {
 	errs := []error{checkDisk()}
-	if nodes == 0 {
+	if want == 0 {
 		return errors.Join(errs...)
+	}
+	inotify := (want - max(has, 0)) * inotifyNode
+	if has < 0 {
+		inotify += inotifyPlane
 	}
 	missing := map[string]bool{}
 	for _, p := range packages {
@@ -57,7 +61,7 @@ func CheckMachine(nodes int) error {
 			errs = append(errs, fmt.Errorf("%s is missing: run make deps, or apt-get install %s", p.program, p.pkg))
 		}
 	}
-	return errors.Join(append(errs, cgroup.Check(), checkBridge(), checkInotify(inotifyPlane+nodes*inotifyNode))...)
+	return errors.Join(append(errs, cgroup.Check(), checkBridge(), checkInotify(inotify))...)
 }
 
 // checkInotify counts, for a kubelet that cannot watch says only that too many files are open.
@@ -183,13 +187,13 @@ func appendUse(uses []plan.Use, n *net.IPNet, what string) []plan.Use {
 }
 
 // Choose gives a new instance its state and saves it: a base without a conflict and a port
-// for the registry.
-func (i Instance) Choose(base *plan.Base) (State, error) {
+// for the registry. A nil base is any.
+func (i Instance) Choose(base *plan.Base, nodes int) (State, error) {
 	uses, err := i.Uses()
 	if err != nil {
 		return State{}, err
 	}
-	s := State{Nodes: 1}
+	s := State{Nodes: nodes}
 	if base != nil {
 		s.Base, err = *base, base.Conflict(uses)
 	} else {
