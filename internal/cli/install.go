@@ -166,7 +166,7 @@ func (a *app) install(cmd *cobra.Command, f installFlags) error {
 	if err := c.Get(ctx, client.ObjectKey{Name: p.name}, applied); err != nil {
 		return fmt.Errorf("read Istio %s: %w", p.name, err)
 	}
-	if err := within(ctx, awaitIstio(ctx, c, p.name, applied.Generation, s), "mesh "+p.name+" is not ready"); err != nil {
+	if err := within(ctx, awaitIstio(ctx, c, p.name, applied.Generation, s), "mesh "+p.name+" is not ready (kubectl get events -n "+p.namespace+" may tell why)"); err != nil {
 		return err
 	}
 	s.done("mesh %s ready in namespace %s", p.name, p.namespace)
@@ -201,14 +201,14 @@ func (a *app) images(ctx context.Context, c client.Client, f installFlags) (oper
 	}, nil
 }
 
-// ensureOperator installs the operator if there is none, and waits until it can refuse what is wrong.
+// ensureOperator waits for the operator that is there; one that does not run, or none, is installed.
 func (a *app) ensureOperator(ctx context.Context, c cluster, f installFlags, s *steps) error {
 	there := &appsv1.Deployment{}
 	err := c.Get(ctx, client.ObjectKey{Namespace: operator.Namespace, Name: operatorName}, there)
-	switch {
-	case err == nil:
-		return within(ctx, awaitDeployment(ctx, c, operator.Namespace, operatorName), "the operator is not available")
-	case !apierrors.IsNotFound(err):
+	if err == nil && there.Status.AvailableReplicas > 0 {
+		return nil
+	}
+	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("look for the operator: %w", err)
 	}
 	images, err := a.images(ctx, c, f)
@@ -227,7 +227,7 @@ func (a *app) startOperator(ctx context.Context, c cluster, objects []client.Obj
 		return fmt.Errorf("install the operator: %w", err)
 	}
 	s.done("operator and custom resource definitions applied")
-	if err := within(ctx, awaitDeployment(ctx, c, operator.Namespace, operatorName), "the operator is not available"); err != nil {
+	if err := within(ctx, awaitDeployment(ctx, c, operator.Namespace, operatorName), "the operator is not available (kubectl get events -n "+operator.Namespace+" may tell why)"); err != nil {
 		return err
 	}
 	s.done("operator ready in namespace %s", operator.Namespace)
