@@ -1,7 +1,7 @@
 # Two commands are enough: `make demo` to see Heddle work, `make test` to prove it.
 # Both want Debian 12 on amd64, root, Go and make; everything else is installed by scripts/deps.sh.
 
-VERSION   := 0.1.0
+VERSION   := $(shell sed -n 's/^version: *//p' local/images.yaml)
 # grpcnotrace leaves golang.org/x/net/trace out of every binary, and with it html/template: 3 MB of each process.
 GO_BUILD  := CGO_ENABLED=0 go build -trimpath -tags grpcnotrace
 LDFLAGS   := -s -w -X github.com/heddle-mesh/heddle/internal/obs.Version=$(VERSION)
