@@ -136,7 +136,7 @@ func confirm(cmd *cobra.Command, yes bool, question string) error {
 	}
 	in, ok := cmd.InOrStdin().(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
-		return fmt.Errorf("%s\nstandard input is no terminal to ask on: give --skip-confirmation (-y) to go ahead", question)
+		return errors.New("nothing was changed: standard input is no terminal to ask on; give --skip-confirmation (-y) to go ahead")
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s\nProceed? (y/N) ", question)
 	answer := make([]byte, 0, 8)
