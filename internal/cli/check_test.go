@@ -85,8 +85,10 @@ func TestCheck(t *testing.T) {
 			s.namespaces[2] = labelled("app-1")
 			s.memberships = append(s.memberships[:2], s.memberships[3])
 		}, want: []string{"Pod app-1/a RestartNeeded: no longer serves it"}},
-		{name: "DSC-08: injected only", edit: func(s *snapshot) { s.namespaces[4] = labelled("plain", "istio.io/rev", "mesh-1") },
-			want: []string{"Namespace plain NotAMember: give it the labels of a discovery selector"}},
+		{
+			name: "DSC-08: injected only", edit: func(s *snapshot) { s.namespaces[4] = labelled("plain", "istio.io/rev", "mesh-1") },
+			want: []string{"Namespace plain NotAMember: give it the labels of a discovery selector"},
+		},
 		{name: "injection by the default tag", edit: func(s *snapshot) {
 			s.namespaces[2] = labelled("app-1", "istio-discovery", "mesh-1", "istio-injection", "enabled", "istio.io/rev", "mesh-2")
 		}},
@@ -173,6 +175,35 @@ func TestSplitPod(t *testing.T) {
 	for in, want := range map[string][2]string{"a.b": {"a", "b"}, "b/a": {"a", "b"}, "a": {"a", "flag"}, "a.1.b": {"a.1", "b"}} {
 		if p, ns := splitPod(in, "flag"); p != want[0] || ns != want[1] {
 			t.Errorf("%s: %s %s", in, p, ns)
+		}
+	}
+}
+
+// INJ-04 to INJ-09: every row of Istio's injection table, as the webhooks' selectors decide it.
+func TestWants(t *testing.T) {
+	s := world() // mesh-1 is the default
+	const rev, inj = "istio.io/rev", "istio-injection"
+	for _, c := range []struct {
+		ns, pod []string
+		want    string
+	}{
+		{ns: []string{inj, "enabled"}, want: "mesh-1"},
+		{ns: []string{inj, "enabled"}, pod: []string{injectLabel, "true", rev, "mesh-2"}, want: "mesh-1"},
+		{ns: []string{inj, "enabled", rev, "mesh-2"}, want: "mesh-1"},
+		{ns: []string{inj, "enabled"}, pod: []string{injectLabel, "false"}},
+		{ns: []string{inj, "disabled"}, pod: []string{injectLabel, "true", rev, "mesh-2"}},
+		{ns: []string{rev, "mesh-2"}, want: "mesh-2"},
+		{ns: []string{rev, "mesh-2"}, pod: []string{injectLabel, "true", rev, "mesh-1"}, want: "mesh-2"},
+		{ns: []string{rev, "mesh-2"}, pod: []string{injectLabel, "false"}},
+		{pod: []string{injectLabel, "true"}, want: "mesh-1"},
+		{},
+		{pod: []string{rev, "mesh-2"}, want: "mesh-2"},
+		{pod: []string{injectLabel, "true", rev, "mesh-2"}, want: "mesh-2"},
+		{pod: []string{injectLabel, "false", rev, "mesh-2"}},
+	} {
+		p := pod("ns", "p", "", c.pod...)
+		if got := s.wants(labelled("ns", c.ns...), &p); got != c.want {
+			t.Errorf("namespace %v, pod %v: %q, want %q", c.ns, c.pod, got, c.want)
 		}
 	}
 }

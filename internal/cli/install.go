@@ -71,23 +71,23 @@ func (a *app) installOperatorCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 			defer cancel()
-			if f.dryRun && f.image != "" && f.proxyImage != "" { // needs no cluster
-				return writeOperator(cmd.OutOrStdout(), operator.Images{Heddle: f.image, Proxy: f.proxyImage})
-			}
-			c, err := a.connect()
-			if err != nil {
-				return err
-			}
-			images, err := a.images(ctx, c, f)
-			if err != nil {
-				return err
-			}
-			if f.dryRun {
-				return writeOperator(cmd.OutOrStdout(), images)
+			var c cluster
+			images := operator.Images{Heddle: f.image, Proxy: f.proxyImage}
+			if !f.dryRun || f.image == "" || f.proxyImage == "" { // else no cluster is needed
+				var err error
+				if c, err = a.connect(); err != nil {
+					return err
+				}
+				if images, err = a.images(ctx, c, f); err != nil {
+					return err
+				}
 			}
 			objects, err := operator.Bootstrap(images, operator.Namespace)
 			if err != nil {
 				return err
+			}
+			if f.dryRun {
+				return operator.WriteYAML(cmd.OutOrStdout(), objects)
 			}
 			return a.startOperator(ctx, c, objects, newSteps(cmd.OutOrStdout()))
 		},
@@ -98,14 +98,6 @@ func (a *app) installOperatorCommand() *cobra.Command {
 	fs.StringVar(&f.image, "image", "", "image of control planes and operator")
 	fs.StringVar(&f.proxyImage, "proxy-image", "", "image of the sidecar")
 	return cmd
-}
-
-func writeOperator(w io.Writer, images operator.Images) error {
-	objects, err := operator.Bootstrap(images, operator.Namespace)
-	if err != nil {
-		return err
-	}
-	return operator.WriteYAML(w, objects)
 }
 
 func (a *app) install(cmd *cobra.Command, f installFlags) error {

@@ -175,10 +175,14 @@ func TestPrintVersions(t *testing.T) {
 		v    versions
 		want string
 	}{
-		{versions{Client: "1.30.3", Heddle: "0.1.0", ControlPlane: []planeVersion{plane("mesh-1", "1.30.3-0123abc-Clean"), plane("mesh-2", "v1.30.3")}},
-			"client version: 1.30.3\ncontrol plane version: 1.30.3\ndata plane version: none\nheddle version: 0.1.0\n"},
-		{versions{Client: "1.30.3", Heddle: "0.1.0", ControlPlane: []planeVersion{plane("a", "1.29.1-beta.0-0123abc-Modified"), plane("b", "1.30.3")}, DataPlane: map[string]int{"1.30.3": 2, "1.29.0": 1}},
-			"client version: 1.30.3\ncontrol plane version: 1.29.1-beta.0 (a), 1.30.3 (b)\ndata plane version: 1.29.0 (1 proxy), 1.30.3 (2 proxies)\nheddle version: 0.1.0\n"},
+		{
+			versions{Client: "1.30.3", Heddle: "0.1.0", ControlPlane: []planeVersion{plane("mesh-1", "1.30.3-0123abc-Clean"), plane("mesh-2", "v1.30.3")}},
+			"client version: 1.30.3\ncontrol plane version: 1.30.3\ndata plane version: none\nheddle version: 0.1.0\n",
+		},
+		{
+			versions{Client: "1.30.3", Heddle: "0.1.0", ControlPlane: []planeVersion{plane("a", "1.29.1-beta.0-0123abc-Modified"), plane("b", "1.30.3")}, DataPlane: map[string]int{"1.30.3": 2, "1.29.0": 1}},
+			"client version: 1.30.3\ncontrol plane version: 1.29.1-beta.0 (a), 1.30.3 (b)\ndata plane version: 1.29.0 (1 proxy), 1.30.3 (2 proxies)\nheddle version: 0.1.0\n",
+		},
 	} {
 		var out bytes.Buffer
 		if err := printVersions(&out, c.v, true, ""); err != nil || out.String() != c.want {

@@ -45,8 +45,10 @@ func TestValidate(t *testing.T) {
 		{name: "unchecked and checked", object: dr + "metadata: {name: a}\nspec: {host: a, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true, subjectAltNames: [b]}}}", err: []string{"insecureSkipVerify"}},
 		{name: "port level", object: dr + "metadata: {name: a}\nspec: {host: a, trafficPolicy: {portLevelSettings: [{tls: {mode: SIMPLE}}, {port: {number: 80}, tls: {mode: MUTUAL}}]}}", err: []string{"portLevelSettings[0].port.number", "portLevelSettings[1].tls.clientCertificate"}},
 		{name: "exported to", object: dr + "metadata: {name: a}\nspec: {host: a, exportTo: ['*', shop, 'A_B']}", err: []string{`"*" stands alone`, "A_B"}},
-		{name: "fields not acted on", object: dr + "metadata: {name: a}\nspec: {host: a, trafficPolicy: {loadBalancer: {simple: RANDOM}, portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}, workloadSelector: {matchLabels: {a: b}}}",
-			warnings: []string{"portLevelSettings[0].outlierDetection is accepted but not acted on", "spec.trafficPolicy.loadBalancer is accepted but not acted on", "spec.workloadSelector"}},
+		{
+			name: "fields not acted on", object: dr + "metadata: {name: a}\nspec: {host: a, trafficPolicy: {loadBalancer: {simple: RANDOM}, portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}, workloadSelector: {matchLabels: {a: b}}}",
+			warnings: []string{"portLevelSettings[0].outlierDetection is accepted but not acted on", "spec.trafficPolicy.loadBalancer is accepted but not acted on", "spec.workloadSelector"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			raw, err := yaml.YAMLToJSON([]byte(c.object))
