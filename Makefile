@@ -41,8 +41,8 @@ down: ## take everything of `make demo` away again; the download and build cache
 
 test: deps build lint unit e2e ## everything, the end-to-end tests on a real local cluster
 
-unit: ## no root, no cluster, at most three minutes warm
-	go test -race ./...
+unit: ## no root, no cluster, at most three minutes warm; every rendered message is loaded by the pinned Envoy
+	HEDDLE_ENVOY=$$(go -C local run ./cmd/image -envoy) go test -race ./...
 	cd local && go test ./...
 
 lint:

@@ -9,11 +9,14 @@ local() { bin/heddle-local "$@"; }
 fresh() { local down && local up; }
 step() { printf '\n== %s (%(%H:%M:%S)T)\n' "$1" -1; }
 
+step "the local cluster itself"
+(cd local && go test -tags e2e -count=1 ./e2e)
+
 step "local cluster"
 fresh
 
 step "parts with real Envoys, network namespaces and an API server"
-KUBECONFIG="$(local kubeconfig)" go test -tags e2e -count=1 -p 1 ./...
+HEDDLE_ENVOY="$(go -C local run ./cmd/image -envoy)" KUBECONFIG="$(local kubeconfig)" go test -tags e2e -count=1 -p 1 ./...
 
 step "S1, with its clean-up"
 local verify s1
