@@ -46,7 +46,7 @@ func (a *admit) Handle(ctx context.Context, req admission.Request) admission.Res
 	if err := supported(istio); err != nil {
 		return admission.Denied(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	_, istios, err := listMeshes(ctx, a.live)
+	istios, err := listIstios(ctx, a.live)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
@@ -64,16 +64,9 @@ func (a *admit) Handle(ctx context.Context, req admission.Request) admission.Res
 // judge compares the meshes as they are with what they would be: refusals are texts of findings that are new. The mesh's
 // own missing label is a warning, since it may well be given later.
 func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespace) (refusals, warnings []string) {
-	var before, after []mesh.Mesh
-	for i := range istios {
-		m := MeshOf(&istios[i])
-		before = append(before, m)
-		if istios[i].Name != istio.Name {
-			after = append(after, m)
-		}
-	}
-	changed := MeshOf(istio)
-	for _, other := range after {
+	before, changed := claims(istios), MeshOf(istio)
+	others := slices.DeleteFunc(slices.Clone(before), func(m mesh.Mesh) bool { return m.ID == changed.ID })
+	for _, other := range others {
 		for _, n := range names(changed) {
 			if slices.Contains(names(other), n) {
 				refusals = append(refusals, fmt.Sprintf("mesh %s in namespace %s and mesh %s in namespace %s would both have a webhook configuration %s; rename one of them",
@@ -81,10 +74,8 @@ func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespa
 			}
 		}
 	}
-	others := after
-	after = append(slices.Clone(after), changed)
 	_, was := mesh.Members(namespaces, before)
-	_, will := mesh.Members(namespaces, after)
+	_, will := mesh.Members(namespaces, append(slices.Clone(others), changed))
 	for _, f := range will {
 		switch {
 		case slices.Contains(was, f):

@@ -74,7 +74,7 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 
 // findings are those of mesh.Members about one mesh.
 func (r *istios) findings(ctx context.Context, name string) ([]mesh.Finding, error) {
-	meshes, _, err := listMeshes(ctx, r.client)
+	istios, err := listIstios(ctx, r.client)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (r *istios) findings(ctx context.Context, name string) ([]mesh.Finding, err
 	if err != nil {
 		return nil, err
 	}
-	_, all := mesh.Members(namespaces, meshes)
+	_, all := mesh.Members(namespaces, claims(istios))
 	return slices.DeleteFunc(all, func(f mesh.Finding) bool { return f.About.Name != name }), nil
 }
 

@@ -150,11 +150,11 @@ func (m *membership) want(ctx context.Context, name string, have []standing) (wa
 	if err := m.client.Get(ctx, client.ObjectKey{Name: name}, ns); err != nil {
 		return wanted{}, client.IgnoreNotFound(err)
 	}
-	meshes, _, err := listMeshes(ctx, m.client)
+	istios, err := listIstios(ctx, m.client)
 	if err != nil {
 		return wanted{}, err
 	}
-	members, _ := mesh.Members([]mesh.Namespace{{Name: name, Labels: ns.Labels, Holder: holder(have)}}, meshes)
+	members, _ := mesh.Members([]mesh.Namespace{{Name: name, Labels: ns.Labels, Holder: holder(have)}}, claims(istios))
 	if len(members) == 0 {
 		return wanted{}, nil
 	}
@@ -187,21 +187,21 @@ func holder(have []standing) mesh.ID {
 	return ""
 }
 
-// listMeshes are the Istio objects that are not being deleted, and what they claim.
-func listMeshes(ctx context.Context, r client.Reader) ([]mesh.Mesh, []sailv1.Istio, error) {
+// listIstios are the Istio objects that are not being deleted.
+func listIstios(ctx context.Context, r client.Reader) ([]sailv1.Istio, error) {
 	var list sailv1.IstioList
 	if err := r.List(ctx, &list); err != nil {
-		return nil, nil, fmt.Errorf("list the meshes: %w", err)
+		return nil, fmt.Errorf("list the meshes: %w", err)
 	}
-	var meshes []mesh.Mesh
-	var istios []sailv1.Istio
-	for i := range list.Items {
-		if list.Items[i].DeletionTimestamp == nil {
-			meshes = append(meshes, MeshOf(&list.Items[i]))
-			istios = append(istios, list.Items[i])
-		}
+	return slices.DeleteFunc(list.Items, func(i sailv1.Istio) bool { return i.DeletionTimestamp != nil }), nil
+}
+
+// claims are what Istio objects claim.
+func claims(istios []sailv1.Istio) (out []mesh.Mesh) {
+	for i := range istios {
+		out = append(out, MeshOf(&istios[i]))
 	}
-	return meshes, istios, nil
+	return out
 }
 
 func namespaceActive(ctx context.Context, r client.Reader, name string) (bool, error) {

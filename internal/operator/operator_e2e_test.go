@@ -50,7 +50,7 @@ import (
 type cluster struct {
 	client.WithWatch
 	t        *testing.T
-	planes   map[string]string // address of a fake control plane, by host name
+	planes   sync.Map // address of a fake control plane, by host name and port
 	warnings *warnings
 }
 
@@ -82,7 +82,7 @@ func startCluster(t *testing.T) *cluster {
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", path)
 	must(t, err)
-	c := &cluster{t: t, planes: map[string]string{}, warnings: &warnings{}}
+	c := &cluster{t: t, warnings: &warnings{}}
 	config.QPS, config.WarningHandler = -1, c.warnings
 	scheme, err := Scheme()
 	must(t, err)
@@ -119,8 +119,8 @@ func (c *cluster) operate(config *rest.Config) {
 			Log:        slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})),
 			WebhookURL: fmt.Sprintf("https://%s/validate", net.JoinHostPort(own, fmt.Sprint(port))), WebhookPort: port,
 			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-				if to, ok := c.planes[address]; ok {
-					address = to
+				if to, ok := c.planes.Load(address); ok {
+					address = to.(string)
 				}
 				return (&net.Dialer{}).DialContext(ctx, network, address)
 			},
@@ -225,7 +225,7 @@ func (c *cluster) plane(rev, ns string) *fakePlane {
 			_ = conn.Close()
 		}
 	}()
-	c.planes["istiod-"+rev+"."+ns+".svc:443"] = listener.Addr().String()
+	c.planes.Store("istiod-"+rev+"."+ns+".svc:443", listener.Addr().String())
 	p := &fakePlane{c: c, ns: ns, root: root}
 	ctx, cancel := context.WithCancel(context.Background())
 	w, err := c.Watch(ctx, &heddlev1alpha1.MembershipList{}, client.InNamespace(ns))
