@@ -417,7 +417,7 @@ func TestOperator(t *testing.T) {
 		})
 	})
 	t.Run("kinds tell what exists", func(t *testing.T) {
-		dr := metadataOf(istioKind{"networking.istio.io", "v1", "DestinationRule", "destinationrules"}.metadata().GroupVersionKind())
+		dr := istioKind{"networking.istio.io", "v1", "DestinationRule", "destinationrules"}.metadata()
 		u, err := applicable(dr)
 		must(t, err)
 		u.SetName("x")
@@ -595,7 +595,7 @@ func TestOperator(t *testing.T) {
 		if c.rootOf("sys-1") != "" || c.rootOf("app-1") != "" {
 			t.Error("a root is left")
 		}
-		u := metadataOf(istioKind{"networking.istio.io", "v1", "DestinationRule", "destinationrules"}.metadata().GroupVersionKind())
+		u := istioKind{"networking.istio.io", "v1", "DestinationRule", "destinationrules"}.metadata()
 		must(t, c.Get(ctx, client.ObjectKey{Namespace: "app-1", Name: "x"}, u))
 	})
 	t.Run("a mesh named default has Istio's own names", func(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -402,17 +403,16 @@ func (r *revisions) remember(ctx context.Context, rev *sailv1.IstioRevision, bun
 
 // refuses creates, as a dry run, an object that every validator must refuse.
 func (r *revisions) refuses(ctx context.Context, p Plane) (bool, error) {
-	o := metadataOf(istioKind{"networking.istio.io", "v1", "Gateway", "gateways"}.metadata().GroupVersionKind())
-	u, err := applicable(o)
-	if err != nil {
-		return false, err
-	}
-	u.SetName("invalid-gateway")
-	u.SetNamespace(p.Namespace)
-	u.SetLabels(map[string]string{labelRevision: p.Revision})
-	u.SetAnnotations(map[string]string{"internal.istio.io/webhook-always-reject": "true"})
-	u.Object["spec"] = map[string]any{}
-	err = r.client.Create(ctx, u, client.DryRunAll)
+	u := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+		"metadata": map[string]any{
+			"name": "invalid-gateway", "namespace": p.Namespace,
+			"labels":      map[string]any{labelRevision: p.Revision},
+			"annotations": map[string]any{"internal.istio.io/webhook-always-reject": "true"},
+		},
+		"spec": map[string]any{},
+	}}
+	err := r.client.Create(ctx, u, client.DryRunAll)
 	switch {
 	case err == nil:
 		return false, nil
@@ -453,8 +453,7 @@ func (r *revisions) uninstall(ctx context.Context, rev *sailv1.IstioRevision) er
 		&appsv1.Deployment{}, &rbacv1.RoleBinding{}, &corev1.Service{}, &corev1.ServiceAccount{}, &corev1.ConfigMap{},
 		&autoscalingv2.HorizontalPodAutoscaler{}, &policyv1.PodDisruptionBudget{},
 	} {
-		opts := []client.DeleteAllOfOption{in, of}
-		if err := r.client.DeleteAllOf(ctx, o, opts...); client.IgnoreNotFound(err) != nil {
+		if err := r.client.DeleteAllOf(ctx, o, in, of); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete every %T of mesh %s: %w", o, id, err)
 		}
 	}
