@@ -12,7 +12,7 @@ KUBE_LD   := -X $(KUBE_PKG).gitVersion=$(KUBE) -X $(KUBE_PKG).gitMajor=1 -X $(KU
 TOOL      := go tool -modfile=tools/go.mod
 INSTANCE  ?= demo
 
-.PHONY: all deps build demo down test unit lint generate check-generated e2e peers dev clean
+.PHONY: all deps build demo down test unit lint fmt generate e2e peers dev clean
 
 all: build
 
@@ -45,10 +45,14 @@ unit: ## no root, no cluster, at most three minutes warm; every rendered message
 	HEDDLE_ENVOY=$$(go -C local run ./cmd/image -envoy) go test -race ./...
 	cd local && go test ./...
 
-lint:
+generate: ## deep copies, our CRDs, and Istio's CRDs from the pinned istio.io/api
+	go generate ./...
+
+lint: ## formatting, vet, staticcheck, and whether what is generated is up to date
 	@test -z "$$($(TOOL) gofumpt -l cmd internal api local/cmd local/internal 2>/dev/null | tee /dev/stderr)" || { echo "run: make fmt"; exit 1; }
 	go vet ./...
 	$(TOOL) staticcheck ./...
+	@go generate ./... && git diff --exit-code --stat -- api internal/operator/crds || { echo "generated files were stale; commit what make generate wrote"; exit 1; }
 
 fmt:
 	$(TOOL) gofumpt -w cmd internal api local/cmd local/internal

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# End-to-end tests, on a local cluster of the instance `test`, which is made for them and taken away by who calls this.
+# End-to-end tests, on local clusters of the instance `test`, which is made for them and taken away by who calls this.
 # Each walkthrough begins on an empty cluster: booting one takes seconds and is surer than cleaning one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,16 +9,15 @@ local() { bin/heddle-local "$@"; }
 fresh() { local down && local up; }
 step() { printf '\n== %s (%(%H:%M:%S)T)\n' "$1" -1; }
 
-step "the local cluster itself"
+step "the local cluster itself: boot, kill, repair, take away"
 (cd local && go test -tags e2e -count=1 ./e2e)
 
-step "local cluster"
-fresh
-
-step "parts with real Envoys, network namespaces and an API server"
+step "parts, with real Envoys, network namespaces and an API server"
+local down && local up --nodes 0 --controllers
 HEDDLE_ENVOY="$(go -C local run ./cmd/image -envoy)" KUBECONFIG="$(local kubeconfig)" go test -tags e2e -count=1 -p 1 ./...
 
 step "S1, with its clean-up"
+local down && local up --nodes 1
 local verify s1
 
 step "S0, as its document has it"
