@@ -119,7 +119,7 @@ func newLab(t *testing.T, delta bool) *lab {
 	l.debug = &debug{options: options, pipeline: l.Pipeline, meters: l.graph.Meters}
 	admission := &clients{log: options.Log, gate: gate, pipeline: l.Pipeline, debug: l.debug}
 	l.server = xds.NewServer(xds.Options{Log: options.Log, Types: served, Admit: admission.admit})
-	l.debug.server, admission.server = l.server, l.server
+	l.debug.server = l.server
 	l.graph.OnPublish(func(rev graph.Rev) {
 		var moved []string
 		for _, k := range l.Moved() {
