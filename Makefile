@@ -12,7 +12,7 @@ KUBE_LD   := -X $(KUBE_PKG).gitVersion=$(KUBE) -X $(KUBE_PKG).gitMajor=1 -X $(KU
 TOOL      := go tool -modfile=tools/go.mod
 INSTANCE  ?= demo
 
-.PHONY: all deps build demo down test unit lint fmt generate e2e peers dev clean
+.PHONY: all deps build demo down test unit lint fmt fuzz generate e2e peers dev clean
 
 all: build
 
@@ -39,11 +39,14 @@ demo: deps build ## two meshes on one machine: boots a cluster, runs the walkthr
 down: ## take everything of `make demo` away again; the download and build cache stays
 	bin/heddle-local down --instance demo
 
-test: deps build lint unit e2e ## everything, the end-to-end tests on a real local cluster
+test: deps build lint unit fuzz e2e ## everything, the end-to-end tests on a real local cluster
 
 unit: ## no root, no cluster, at most three minutes warm; every rendered message is loaded by the pinned Envoy
 	HEDDLE_ENVOY=$$(go -C local run ./cmd/image -envoy) go test -race ./...
 	cd local && go test ./...
+
+fuzz: ## ten seconds for everything that parses
+	scripts/fuzz.sh
 
 generate: ## deep copies, our CRDs, and Istio's CRDs from the pinned istio.io/api
 	go generate ./...
