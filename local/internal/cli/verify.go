@@ -43,7 +43,7 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 			if err != nil {
 				return err
 			}
-			v.Script, v.Bin, v.Out = args[0], filepath.Dir(exe), cmd.OutOrStdout()
+			v.Script, v.Instance, v.Bin, v.Out = args[0], inst.Name, filepath.Dir(exe), cmd.OutOrStdout()
 			v.Kubeconfig, v.Checkout = inst.Cluster(s, 1).Kubeconfig(), findCheckout()
 			if v.Peer = filepath.Join(v.Bin, "peer", "istioctl"); !exists(v.Peer) {
 				v.Peer = ""
@@ -76,10 +76,12 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 	fs.Uint64Var(&seed, "seed", 0, "of the random names; 0 draws one")
 	fs.StringVar(&document, "document", "", "whose names a script uses that is not a document itself: s0 or s1")
 	fs.StringVar(&red, "red", "", "the rows that must be red, comma-separated; any other outcome is an error")
+	fs.BoolVar(&v.LookOnly, "all-red", false, "change nothing and only look: on an empty cluster every row must be red")
+	cmd.MarkFlagsMutuallyExclusive("red", "all-red")
 	return cmd
 }
 
-// runVerify fails unless exactly the rows of red are red.
+// runVerify fails unless exactly the rows of red are red; all, if nothing was done.
 func runVerify(ctx context.Context, v verify.Options, red string) error {
 	rows, err := verify.Run(ctx, v)
 	if err != nil {
@@ -88,7 +90,7 @@ func runVerify(ctx context.Context, v verify.Options, red string) error {
 	want := strings.FieldsFunc(red, func(r rune) bool { return r == ',' })
 	var wrong []string
 	for _, r := range rows {
-		if r.Red() != slices.Contains(want, r.ID) {
+		if r.Red() != (v.LookOnly || slices.Contains(want, r.ID)) {
 			wrong = append(wrong, r.ID)
 		}
 	}

@@ -3,13 +3,14 @@
 // A script is a testscript file with commands of its own:
 //
 //	row ID 'what is to be seen'      begins a row of the table; the checks that follow belong to it
-//	run 'shell line'                 runs a line as the document has it
+//	run 'shell line'                 runs a line as the document has it, to look at something
+//	do 'shell line'                  the same, to change something
 //	until 30s 'shell line' REGEXP…   runs a line again and again until its output matches all
 //	out REGEXP…, notout REGEXP…      what the last line printed (both streams), line anchors as in (?m)
 //	count N REGEXP                   how many of its lines match
 //	code N                           how it ended
 //	same NAME                        its output equals what an earlier `keep NAME` kept; `differs NAME` is the opposite
-//	deviates D-93 'why'              the next line is not the document's, for a reason that is in the list
+//	deviates D-93                    the next line or what it prints is not the document's; why is in deviations.txt
 //
 // A failing check makes its row red and nothing else: the script goes on to its end.
 package verify
@@ -35,6 +36,11 @@ import (
 //go:embed scripts/*.txtar
 var scripts embed.FS
 
+// deviations is the list of all that is run or looked for otherwise than the documents have it, one a line: number and why.
+//
+//go:embed deviations.txt
+var deviations string
+
 // Scripts returns the names of what can be run.
 func Scripts() []string {
 	entries, _ := scripts.ReadDir("scripts") // embedded: it is there
@@ -45,14 +51,15 @@ func Scripts() []string {
 	return names
 }
 
-// MaxDeviations bounds how many lines of a document may be run otherwise than written.
-const MaxDeviations = 12
-
 const pollEvery = 200 * time.Millisecond // of `until`
+
+// Deviations returns the list, one a line.
+func Deviations() []string { return strings.Split(strings.TrimSpace(deviations), "\n") }
 
 // Options of one run.
 type Options struct {
 	Script     string // s0, s1 …
+	Instance   string // the local installation
 	Names      Names
 	Bin        string // where heddle, istioctl, oc and kubectl lie
 	Peer       string // where an unmodified istioctl lies as peer-istioctl; empty: rows that need it are left out
@@ -60,6 +67,7 @@ type Options struct {
 	Kubeconfig string
 	Out        io.Writer // gets the table and, for red rows, what was seen
 	Verbose    bool      // print each line that is run
+	LookOnly   bool      // change nothing (leave out every `do`) and wait for nothing
 }
 
 // path finds heddle, istioctl, oc and kubectl of the checkout first.
@@ -106,6 +114,7 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 				e.Setenv("KUBECONFIG", o.Kubeconfig)
 				e.Setenv("HOME", os.Getenv("HOME"))
 				e.Setenv("PEER", o.Peer)
+				e.Setenv("HEDDLE_INSTANCE", o.Instance)
 				return nil
 			},
 		})
@@ -138,9 +147,13 @@ func render(o Options) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// dict gives a template of a script its two arguments.
-func dict(nameKey string, names any, nsKey string, ns any) map[string]any {
-	return map[string]any{nameKey: names, nsKey: ns}
+// dict gives a template of a script its arguments: key, value, key, value …
+func dict(pairs ...any) map[any]any {
+	out := map[any]any{}
+	for p := range slices.Chunk(pairs, 2) {
+		out[p[0]] = p[1]
+	}
+	return out
 }
 
 type run struct {
@@ -166,6 +179,12 @@ func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string)
 			need(ts, len(a) == 1, "run 'shell line'")
 			r.shell(ts, a[0])
 		},
+		"do": func(ts *testscript.TestScript, _ bool, a []string) {
+			need(ts, len(a) == 1, "do 'shell line'")
+			if r.output, r.code = "", -1; !r.o.LookOnly {
+				r.shell(ts, a[0])
+			}
+		},
 		"until": func(ts *testscript.TestScript, _ bool, a []string) {
 			need(ts, len(a) >= 3, "until DURATION 'shell line' REGEXP…")
 			limit, err := time.ParseDuration(a[0])
@@ -176,7 +195,7 @@ func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string)
 				if missing == "" || r.ctx.Err() != nil {
 					return
 				}
-				if time.Now().After(end) {
+				if r.o.LookOnly || time.Now().After(end) {
 					r.red("after " + a[0] + " no " + missing)
 					return
 				}
@@ -220,11 +239,12 @@ func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string)
 			}
 		},
 		"deviates": func(ts *testscript.TestScript, _ bool, a []string) {
-			need(ts, len(a) == 2 && strings.HasPrefix(a[0], "D-"), "deviates D-N 'why'")
-			if d := a[0] + "  " + a[1]; !slices.Contains(r.deviations, d) {
+			need(ts, len(a) == 1, "deviates D-N")
+			i := slices.IndexFunc(Deviations(), func(d string) bool { return strings.HasPrefix(d, a[0]+" ") })
+			need(ts, i >= 0, "deviates D-N, with a line in deviations.txt")
+			if d := Deviations()[i]; !slices.Contains(r.deviations, d) {
 				r.deviations = append(r.deviations, d)
 			}
-			need(ts, len(r.deviations) <= MaxDeviations, "fewer deviations")
 		},
 	}
 }

@@ -89,3 +89,46 @@ code 1
 		t.Errorf("red are %s of %d rows, want BCF of 6\n%s", got, len(rows), out)
 	}
 }
+
+// What is not as the documents have it is in one list, which stays short and holds nothing that no script needs.
+func TestDeviationsAreUsed(t *testing.T) {
+	var all strings.Builder
+	for _, s := range Scripts() {
+		text, err := scripts.ReadFile("scripts/" + s + ".txtar")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	if n := len(Deviations()); n > 12 {
+		t.Errorf("%d deviations, at most 12", n)
+	}
+	for _, d := range Deviations() {
+		if id, _, _ := strings.Cut(d, " "); !strings.Contains(all.String(), "deviates "+id+"\n") {
+			t.Errorf("no script needs %s", id)
+		}
+	}
+}
+
+// On a cluster where nothing was done nothing is to be seen.
+func TestLookOnly(t *testing.T) {
+	const script = `
+row A 'what is done is not there'
+do 'echo one'
+out one
+row B 'nor does it end as it should'
+do true
+code 0
+row C 'what is looked for once is not found'
+until 1h 'echo two' one
+`
+	rows, err := runText(context.Background(), Options{Script: "t", Checkout: t.TempDir(), Out: &bytes.Buffer{}, LookOnly: true}, []byte(script))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if !r.Red() {
+			t.Errorf("row %s is green", r.ID)
+		}
+	}
+}
