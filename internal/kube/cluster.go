@@ -3,16 +3,21 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 
-	istioscheme "istio.io/client-go/pkg/clientset/versioned/scheme"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -20,11 +25,11 @@ import (
 
 // Cluster is one API server as a control plane of one mesh sees it. It is safe for concurrent use.
 type Cluster struct {
-	ID     mesh.ClusterID
-	Client kubernetes.Interface // protobuf on the wire
+	ID mesh.ClusterID
 
 	log     *slog.Logger
 	manager string // field manager of everything this plane writes; carries the mesh
+	scheme  *runtime.Scheme
 	rest    map[schema.GroupVersion]rest.Interface
 }
 
@@ -40,38 +45,42 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 	// server has its own fairness.
 	cfg.QPS, cfg.Burst = -1, 0
 
-	typed := rest.CopyConfig(cfg)
-	typed.ContentType = runtime.ContentTypeProtobuf
-	typed.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	client, err := kubernetes.NewForConfig(typed)
+	c := &Cluster{
+		ID: id, log: log, manager: planePrefix + string(owner),
+		scheme: runtime.NewScheme(), rest: map[schema.GroupVersion]rest.Interface{},
+	}
+	// The few groups that a plane speaks, not a clientset of them all: that is a megabyte of each process for types it
+	// never reads.
+	if err := errors.Join(
+		corev1.AddToScheme(c.scheme), discoveryv1.AddToScheme(c.scheme), authenticationv1.AddToScheme(c.scheme),
+		networkingv1.AddToScheme(c.scheme), securityv1.AddToScheme(c.scheme), heddlev1alpha1.AddToScheme(c.scheme),
+	); err != nil {
+		return nil, fmt.Errorf("register the kinds that are read: %w", err)
+	}
+	codecs := serializer.NewCodecFactory(c.scheme).WithoutConversion()
+	http, err := rest.HTTPClientFor(cfg) // one connection for all groups
 	if err != nil {
 		return nil, fmt.Errorf("open cluster %s: %w", id, err)
 	}
-	c := &Cluster{
-		ID: id, Client: client, log: log, manager: "istiod-" + string(owner),
-		rest: map[schema.GroupVersion]rest.Interface{
-			{Version: "v1"}: client.CoreV1().RESTClient(),
-			{Group: "discovery.k8s.io", Version: "v1"}: client.DiscoveryV1().RESTClient(),
-		},
-	}
-	scheme := runtime.NewScheme()
-	if err := istioscheme.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("register the Istio kinds: %w", err)
-	}
-	if err := heddlev1alpha1.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("register the Membership kind: %w", err)
-	}
-	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
 	for _, gv := range []schema.GroupVersion{
-		{Group: "security.istio.io", Version: "v1"},
-		{Group: "networking.istio.io", Version: "v1"},
-		heddlev1alpha1.GroupVersion,
+		corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion,
+		networkingv1.SchemeGroupVersion, securityv1.SchemeGroupVersion, heddlev1alpha1.GroupVersion,
 	} {
-		custom := rest.CopyConfig(cfg)
-		custom.GroupVersion, custom.APIPath, custom.NegotiatedSerializer = &gv, "/apis", codecs
-		if c.rest[gv], err = rest.RESTClientFor(custom); err != nil {
+		group := rest.CopyConfig(cfg)
+		group.GroupVersion, group.APIPath, group.NegotiatedSerializer = &gv, "/apis", codecs
+		if gv.Group == "" {
+			group.APIPath = "/api"
+		}
+		switch gv {
+		case corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion: // custom resources have no protobuf
+			group.ContentType = runtime.ContentTypeProtobuf
+			group.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+		}
+		if c.rest[gv], err = rest.RESTClientForConfigAndClient(group, http); err != nil {
 			return nil, fmt.Errorf("open cluster %s for %s: %w", id, gv, err)
 		}
 	}
 	return c, nil
 }
+
+func (c *Cluster) core() rest.Interface { return c.rest[corev1.SchemeGroupVersion] }

@@ -4,8 +4,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 )
 
@@ -19,10 +18,10 @@ type Events struct {
 // Events returns a writer of events about the named pod. It stops with ctx.
 func (c *Cluster) Events(ctx context.Context, namespace, pod, component string) *Events {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.Client.CoreV1().Events(namespace)})
+	broadcaster.StartRecordingToSink(eventSink{ctx, c, namespace})
 	context.AfterFunc(ctx, broadcaster.Shutdown)
 	return &Events{
-		recorder: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: component}),
+		recorder: broadcaster.NewRecorder(c.scheme, corev1.EventSource{Component: component}),
 		about:    &corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: namespace, Name: pod},
 	}
 }
@@ -30,4 +29,30 @@ func (c *Cluster) Events(ctx context.Context, namespace, pod, component string) 
 // Warn records an event of type Warning.
 func (e *Events) Warn(reason, message string) {
 	e.recorder.Event(e.about, corev1.EventTypeWarning, reason, message)
+}
+
+// eventSink implements record.EventSink for one namespace.
+type eventSink struct {
+	ctx       context.Context // its methods are called without one
+	cluster   *Cluster
+	namespace string
+}
+
+func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
+	out := &corev1.Event{}
+	err := s.cluster.core().Post().Namespace(s.namespace).Resource("events").Body(e).Do(s.ctx).Into(out)
+	return out, err
+}
+
+func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
+	out := &corev1.Event{}
+	err := s.cluster.core().Put().Namespace(s.namespace).Resource("events").Name(e.Name).Body(e).Do(s.ctx).Into(out)
+	return out, err
+}
+
+func (s eventSink) Patch(old *corev1.Event, patch []byte) (*corev1.Event, error) {
+	out := &corev1.Event{}
+	err := s.cluster.core().Patch(types.StrategicMergePatchType).Namespace(s.namespace).Resource("events").Name(old.Name).
+		Body(patch).Do(s.ctx).Into(out)
+	return out, err
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 )
@@ -17,9 +16,10 @@ const (
 
 // Review asks the API server whose a token is; it implements identity.TokenChecker.
 func (c *Cluster) Review(ctx context.Context, token string, audiences []string) (identity.Review, error) {
-	review, err := c.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+	var review authenticationv1.TokenReview
+	err := c.rest[authenticationv1.SchemeGroupVersion].Post().Resource("tokenreviews").Body(&authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences},
-	}, metav1.CreateOptions{})
+	}).Do(ctx).Into(&review)
 	if err != nil {
 		return identity.Review{}, fmt.Errorf("ask cluster %s about a token: %w", c.ID, err)
 	}

@@ -36,7 +36,7 @@ func trimMeta(m *metav1.ObjectMeta) {
 
 func trimService(s *corev1.Service) {
 	trimMeta(&s.ObjectMeta)
-	s.Status = corev1.ServiceStatus{LoadBalancer: s.Status.LoadBalancer}
+	s.Status = corev1.ServiceStatus{}
 }
 
 func trimSlice(s *discoveryv1.EndpointSlice) {
@@ -49,23 +49,22 @@ func trimSlice(s *discoveryv1.EndpointSlice) {
 func trimPod(p *corev1.Pod) {
 	trimMeta(&p.ObjectMeta)
 	spec := corev1.PodSpec{
-		NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName,
-		HostNetwork: p.Spec.HostNetwork, Hostname: p.Spec.Hostname, Subdomain: p.Spec.Subdomain,
-	}
-	for _, containers := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
-		for _, c := range containers {
-			if len(c.Ports) > 0 {
-				spec.Containers = append(spec.Containers, corev1.Container{Name: c.Name, Ports: c.Ports})
-			}
-		}
+		NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
+		InitContainers: portsOf(p.Spec.InitContainers), Containers: portsOf(p.Spec.Containers),
 	}
 	status := corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+	p.Spec, p.Status = spec, status
+}
+
+// portsOf keeps of containers what resolves a port's name.
+func portsOf(containers []corev1.Container) []corev1.Container {
+	var kept []corev1.Container
+	for _, c := range containers {
+		if len(c.Ports) > 0 {
+			kept = append(kept, corev1.Container{Ports: c.Ports, RestartPolicy: c.RestartPolicy})
 		}
 	}
-	p.Spec, p.Status = spec, status
+	return kept
 }
 
 func trimNode(n *corev1.Node) {

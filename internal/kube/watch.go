@@ -84,17 +84,18 @@ type Watch struct {
 // Synced is closed when the first list has been handed to the sink.
 func (w *Watch) Synced() <-chan struct{} { return w.synced }
 
-// Stop ends the watch, takes its objects out of the sink and returns when both are done.
+// Stop ends the watch, takes its objects out of the sink and returns when both are done. Called once ctx of Follow has
+// ended it only waits: a plane that goes takes nothing back of what it has said.
 func (w *Watch) Stop() {
 	w.stop()
 	<-w.done
 }
 
 // Follow feeds sink with the objects of kind in namespace ("" for all, or for a cluster-scoped kind) until ctx ends or
-// the watch is stopped, and then takes them out again. A refused list or watch is tried again, as rights may come late.
-// Each watch request ends by itself after five to ten minutes, so that a right that was taken away is not used for longer.
+// Stop, which must be called in the end. A refused list or watch is tried again, as rights may come late. Each watch
+// request ends by itself after five to ten minutes, so that a right that was taken away is not used for longer.
 func Follow[T any, P Object[T]](ctx context.Context, c *Cluster, kind Kind[P], namespace string, sink Sink[P]) *Watch {
-	ctx, stop := context.WithCancel(ctx)
+	reading, stop := context.WithCancel(ctx)
 	w := &Watch{synced: make(chan struct{}), done: make(chan struct{}), stop: stop}
 	store := &store[T, P]{sink: sink, kind: kind, cluster: c.ID, namespace: namespace, synced: w.synced}
 	reflector := cache.NewReflectorWithOptions(lister(c, kind, namespace), kind.empty, store, cache.ReflectorOptions{
@@ -103,8 +104,10 @@ func Follow[T any, P Object[T]](ctx context.Context, c *Cluster, kind Kind[P], n
 	})
 	go func() {
 		defer close(w.done)
-		reflector.RunWithContext(ctx)
-		sink.Replace(nil, store.owns)
+		reflector.RunWithContext(reading)
+		if ctx.Err() == nil {
+			sink.Replace(nil, store.owns)
+		}
 	}()
 	return w
 }
@@ -134,7 +137,7 @@ func allowed[R any](ctx context.Context, log *slog.Logger, f func() (R, error)) 
 		if !apierrors.IsForbidden(err) {
 			return r, err
 		}
-		if wait == forbiddenMost {
+		if wait < forbiddenMost && 2*wait >= forbiddenMost { // once: later tries say nothing new
 			log.LogAttrs(ctx, slog.LevelWarn, "no right to read a member namespace yet", slog.Any("err", err))
 		}
 		select {
