@@ -56,6 +56,11 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 	for _, container := range p.Spec.Containers {
 		ports = append(ports, container.Ports...)
 	}
+	for _, container := range p.Spec.InitContainers { // a target port may be that of one that goes on running
+		if container.RestartPolicy != nil && *container.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			ports = append(ports, container.Ports...)
+		}
+	}
 	w.Ports = portsByName(ports)
 	return w, true
 }
@@ -63,7 +68,7 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 func portsByName(ports []corev1.ContainerPort) map[string]uint32 {
 	var out map[string]uint32
 	for _, port := range ports {
-		if port.Name == "" || (port.Protocol != "" && port.Protocol != corev1.ProtocolTCP) {
+		if port.Name == "" || out[port.Name] != 0 || (port.Protocol != "" && port.Protocol != corev1.ProtocolTCP) {
 			continue
 		}
 		if out == nil {
