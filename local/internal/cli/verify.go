@@ -51,7 +51,7 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 			if document == "" {
 				document = v.Script
 			}
-			if v.Script == "controls" || v.Script == "checks" {
+			if !slices.Contains([]string{"s0", "s1"}, v.Script) {
 				document = "s0"
 			}
 			if v.Names, err = verify.Document(document); err != nil {

@@ -8,15 +8,16 @@ import (
 
 // Names are what a run calls its things; the documents' own, or others, so that nothing works by the name alone.
 type Names struct {
-	Sys1, Sys2       string // system namespaces
-	Mesh1, Mesh2     string // Istio objects
-	Rev1, Rev2       string // their revisions
-	Label            string // key of the discovery label
-	Value1, Value2   string // its values
-	App1, App2, App3 string // application namespaces
-	Sleep, Httpbin   string // services, Deployments and app labels
-	Port             int    // of the httpbin service
-	Seed             uint64 // 0: the document's names
+	Sys1, Sys2                      string // system namespaces
+	Mesh1, Mesh2                    string // Istio objects
+	Rev1, Rev2                      string // their revisions
+	Label                           string // key of the discovery label
+	Value1, Value2                  string // its values
+	App1, App2, App3                string // application namespaces
+	Sys3, Mesh3, Value3, App4, App5 string // a third mesh's, which no document has
+	Sleep, Httpbin                  string // services, Deployments and app labels
+	Port                            int    // of the httpbin service
+	Seed                            uint64 // 0: the document's names
 }
 
 // Document returns the names of a document.
@@ -31,6 +32,7 @@ func Document(script string) (Names, error) {
 		return n, fmt.Errorf("there is no document %q; there are s0 and s1", script)
 	}
 	n.Rev1, n.Rev2, n.Value1, n.Value2 = n.Mesh1, n.Mesh2, n.Mesh1, n.Mesh2
+	n.Sys3, n.Mesh3, n.Value3, n.App4, n.App5 = "istio-system-3", "mesh-3", "mesh-3", "app-ns-4", "app-ns-5"
 	return n, nil
 }
 
@@ -58,6 +60,7 @@ func Random(seed uint64) Names {
 	n := Names{
 		Sys1: word(), Sys2: word(), Mesh1: word(), Mesh2: word(), Label: word(), Value1: word(), Value2: word(),
 		App1: word(), App2: word(), App3: word(), Sleep: word(), Httpbin: word(), Seed: seed,
+		Sys3: word(), Mesh3: word(), Value3: word(), App4: word(), App5: word(),
 	}
 	n.Rev1, n.Rev2 = n.Mesh1, n.Mesh2
 	for n.Port == 0 || slices.Contains(reserved, n.Port) || n.Port >= 15000 && n.Port < 15100 {
