@@ -50,6 +50,9 @@ type Session struct {
 	// Groups returns what the client holds; later ones win by name. It is called on admission and by a Publish that names
 	// the session, within the step that it makes: it must neither block nor call the server. Nil: none.
 	Groups func() []Group
+	// Confirm is asked once Close can find the stream; its error, a gRPC status, ends it. What Admit found true may have
+	// ended before. Nil: nothing can.
+	Confirm func() error
 	// Ask fetches resources that no group holds: names of a type in the table, or any request of a type that is not.
 	// It may return fewer than asked. An error of gRPC status ends the stream for types outside the table. Nil: none.
 	Ask func(ctx context.Context, typeURL string, names []string) ([]Resource, error)

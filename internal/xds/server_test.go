@@ -77,6 +77,9 @@ func serve(t testing.TB, change func(*xds.Options)) *fixture {
 				return nil, status.Error(codes.PermissionDenied, "not here")
 			}
 			s := &xds.Session{ID: h.Node.GetId()}
+			if s.ID == "late" {
+				s.Confirm = func() error { return status.Error(codes.PermissionDenied, "no longer") }
+			}
 			own := strings.Fields(h.Node.GetCluster())
 			s.Groups = func() (groups []xds.Group) {
 				names := own
@@ -285,6 +288,7 @@ func TestRefusals(t *testing.T) {
 			text  string
 		}{
 			{"no node", nil, nil, codes.InvalidArgument, "missing node information"},
+			{"not confirmed", &corev3.Node{Id: "late"}, nil, codes.PermissionDenied, "no longer"},
 			{"not admitted", &corev3.Node{Id: "stranger"}, nil, codes.PermissionDenied, "not here"},
 			{"names in a request", &corev3.Node{Id: "a"}, []string{"1", "2", "3", "4"}, codes.ResourceExhausted, "too many resource names"},
 		} {

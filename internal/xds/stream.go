@@ -108,7 +108,14 @@ func (st *stream) admit(ctx context.Context, hello <-chan *request) error {
 	if err != nil {
 		return err
 	}
-	s := st.server
+	if err := st.server.enter(st, session); err != nil || session.Confirm == nil {
+		return err
+	}
+	return session.Confirm()
+}
+
+// enter makes a stream one of a session's.
+func (s *Server) enter(st *stream, session *Session) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	of := s.clients[session.ID]
