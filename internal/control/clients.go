@@ -44,6 +44,9 @@ type clients struct {
 	gate     *identity.Gate
 	pipeline *Pipeline
 	debug    *debug
+
+	mu      sync.Mutex // guards streams
+	streams map[mesh.WorkloadKey]int
 }
 
 // admit is xds.Options.Admit.
@@ -69,16 +72,56 @@ func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) 
 		return &xds.Session{ID: "debug/" + r.Peer, Ask: ask}, nil
 	}
 	c := &client{caller: caller, node: h.Node, scope: s.scope(caller, h.Node)}
+	s.hold(ctx, c.scope.Workload)
 	id := r.Node.Name()
 	return &xds.Session{
 		ID: id, Meta: c, Ask: ask,
-		Groups: func() []xds.Group { return s.pipeline.Groups(c.scope) },
+		Groups:  func() []xds.Group { return s.pipeline.Groups(c.scope) },
+		Confirm: func() error { return s.confirm(caller) },
 		OnNack: func(typeURL, version, detail string, origins []string) {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "client rejected resources", slog.String("client", id),
 				slog.String("type", typeURL), slog.String("version", version),
 				slog.String("detail", detail), slog.Any("ref", origins))
 		},
 	}, nil
+}
+
+// confirm asks again what may have ended since the checks: who closes streams then did not find this one.
+func (s *clients) confirm(c identity.Caller) error {
+	if !s.gate.Members.Member(c.Cluster, c.Identity.Namespace) {
+		return errLeft(c.Identity.Namespace, s.pipeline.Mesh())
+	}
+	if p, known := s.gate.Pods.Pod(c.Cluster, c.Identity.Namespace, c.Pod); known && (p.Deleted || p.UID != c.PodUID) {
+		return errDeleted
+	}
+	return nil
+}
+
+// errDeleted is what a stream of a deleted pod ends with.
+var errDeleted = status.Error(codes.Unauthenticated, "the pod is deleted")
+
+// errLeft is what a stream of a namespace ends with that has left the mesh.
+func errLeft(namespace string, id mesh.ID) error {
+	return status.Errorf(codes.PermissionDenied, "namespace %s has left mesh %s; restart the pod", namespace, id)
+}
+
+// hold keeps what a client says of itself until the last of its streams ends. The pod may never be seen: a stream whose
+// groups were taken from a claim that another one's end removed is moved, and claims anew.
+func (s *clients) hold(ctx context.Context, k mesh.WorkloadKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams == nil {
+		s.streams = map[mesh.WorkloadKey]int{}
+	}
+	s.streams[k]++
+	context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.streams[k]--; s.streams[k] == 0 {
+			delete(s.streams, k)
+			s.pipeline.claims.Delete(k)
+		}
+	})
 }
 
 // scope is what translation may know of a proxy. The Pod says it; labels and ports of the node's metadata serve inbound
@@ -130,14 +173,15 @@ func newGone(workloads func(mesh.WorkloadKey) (mesh.Workload, bool), now func() 
 	return &gone{workloads: workloads, now: now, pods: map[mesh.WorkloadKey]deletion{}}
 }
 
-// record notes the pods that a round took away and returns the UIDs of those.
-func (g *gone) record(changes []graph.Change[mesh.WorkloadKey, mesh.Workload]) map[string]bool {
+// record notes the pods that a round took away and returns the UIDs of those. Pods of a namespace that has left the mesh
+// are not deleted, they are only out of sight; they are welcome when it comes back.
+func (g *gone) record(changes []graph.Change[mesh.WorkloadKey, mesh.Workload], served identity.Members) map[string]bool {
 	now := g.now()
 	var uids map[string]bool
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, c := range changes {
-		if !c.Had || c.Has && c.New.UID == c.Old.UID {
+		if !c.Had || c.Has && c.New.UID == c.Old.UID || !served.Member(c.Key.Cluster, c.Key.Namespace) {
 			continue
 		}
 		if uids == nil {

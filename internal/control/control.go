@@ -9,13 +9,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -103,13 +102,16 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	tasks, ctx := errgroup.WithContext(ctx)
+	tasks, running := errgroup.WithContext(ctx)
 	p := &plane{Options: o, cluster: cluster, registry: obs.Registry(), tasks: tasks}
-	tasks.Go(func() error { return p.serveHealth(ctx) })
-	if err := p.start(ctx); err != nil {
+	err = p.serveHealth(running)
+	if err == nil {
+		err = p.start(running)
+	}
+	if err != nil {
 		tasks.Go(func() error { return err })
 	}
-	if err := tasks.Wait(); !errors.Is(err, context.Canceled) {
+	if err = tasks.Wait(); ctx.Err() == nil || !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
@@ -130,8 +132,10 @@ type plane struct {
 func (p *plane) start(ctx context.Context) error {
 	config := newConfig(p.Options)
 	for _, name := range []string{config.meshName(), config.injectorName()} {
-		kube.Follow(ctx, p.cluster, kube.ConfigMaps.Named(name), p.Namespace, config)
+		hold(ctx, p, kube.ConfigMaps.Named(name), p.Namespace, config)
 	}
+	p.Log.LogAttrs(ctx, slog.LevelInfo, "waiting for settings", slog.String("namespace", p.Namespace),
+		slog.String("mesh config", config.meshName()), slog.String("injector config", config.injectorName()))
 	settings, err := config.first(ctx)
 	if err != nil {
 		return err
@@ -154,7 +158,7 @@ func (p *plane) start(ctx context.Context) error {
 
 	var server *xds.Server
 	members := newMembers(ctx, p.Log, p.cluster, pipeline.Sources, authority.Roots(), func(namespace string) {
-		server.Close(inNamespace(namespace), status.Errorf(codes.PermissionDenied, "namespace %s has left mesh %s; restart the pod", namespace, p.Mesh))
+		server.Close(inNamespace(namespace), errLeft(namespace, p.Mesh))
 	})
 	pods := newGone(pipeline.Workload, time.Now)
 	refused := newRefusals(p.Log, p.registry, p.cluster.Events(ctx, p.Namespace, p.PodName, "istiod"+p.suffix()))
@@ -167,7 +171,6 @@ func (p *plane) start(ctx context.Context) error {
 	admission := &clients{log: p.Log, gate: p.gate, pipeline: pipeline, debug: d}
 	server = xds.NewServer(xds.Options{Log: p.Log, Types: served, Admit: admission.admit, ControlPlane: p.identifier()})
 	d.server = server
-	p.debug.Store(d)
 	p.registry.MustRegister(&metrics{
 		options: p.Options, began: time.Now(), server: server, meters: g.Meters, rootExpiry: authority.NotAfter(),
 	})
@@ -178,8 +181,8 @@ func (p *plane) start(ctx context.Context) error {
 			moved = append(moved, k.Name+"."+k.Namespace)
 		}
 		server.Publish(uint64(rev), pipeline.Changes(), moved...)
-		if uids := pods.record(pipeline.WorkloadChanges()); uids != nil {
-			server.Close(ofPods(uids), status.Error(codes.Unauthenticated, "the pod is deleted"))
+		if uids := pods.record(pipeline.WorkloadChanges(), members); uids != nil {
+			server.Close(ofPods(uids), errDeleted)
 		}
 	})
 	p.tasks.Go(func() error { return g.Run(ctx) })
@@ -192,25 +195,43 @@ func (p *plane) start(ctx context.Context) error {
 		return err
 	}
 	serving := authority.Serving(identity.ServingNames(p.Namespace, p.Revision, p.ServingNames...), time.Now)
-	p.tasks.Go(func() error {
-		return p.serveGRPC(ctx, serving, server, &identity.Service{
-			Authority: authority, Gate: p.gate, Checks: identity.CAChecks(), Now: time.Now, Log: p.Log,
-		})
-	})
-	p.tasks.Go(func() error {
-		return p.serveWebhooks(ctx, serving, inject.Handler(inject.Options{
-			Params: config.params, Members: members, Registerer: p.registry, Log: p.Log,
-		}))
-	})
+	if err := p.serveGRPC(ctx, serving, server, &identity.Service{
+		Authority: authority, Gate: p.gate, Checks: identity.CAChecks(), Now: time.Now, Log: p.Log,
+	}); err != nil {
+		return err
+	}
+	if err := p.serveWebhooks(ctx, serving, inject.Handler(inject.Options{
+		Params: config.params, Members: members, Registerer: p.registry, Log: p.Log,
+	})); err != nil {
+		return err
+	}
+	p.debug.Store(d)
 	p.ready.Store(true)
 	p.Log.LogAttrs(ctx, slog.LevelInfo, "serving", slog.String("mesh", string(p.Mesh)), slog.String("rev", p.Revision))
 	return nil
 }
 
+// hold follows a kind for as long as the plane runs.
+func hold[T any, P kube.Object[T]](ctx context.Context, p *plane, kind kube.Kind[P], namespace string, sink kube.Sink[P]) *kube.Watch {
+	w := kube.Follow(ctx, p.cluster, kind, namespace, sink)
+	p.tasks.Go(func() error {
+		<-ctx.Done()
+		w.Stop()
+		return nil
+	})
+	return w
+}
+
 // open starts the watches and waits for them; the members' only up to openWait.
 func (p *plane) open(ctx context.Context, members *members, pipeline *Pipeline) error {
-	nodes := kube.Follow(ctx, p.cluster, kube.Nodes, metav1.NamespaceAll, pipeline.Sources.Nodes)
+	nodes := hold(ctx, p, kube.Nodes, metav1.NamespaceAll, pipeline.Sources.Nodes)
 	memberships := kube.Follow(ctx, p.cluster, kube.Memberships, p.Namespace, members)
+	p.tasks.Go(func() error {
+		<-ctx.Done()
+		memberships.Stop()
+		members.Close()
+		return nil
+	})
 	for _, w := range []*kube.Watch{nodes, memberships} {
 		select {
 		case <-ctx.Done():
@@ -234,9 +255,11 @@ func (p *plane) authority(ctx context.Context, trustDomain string) (*identity.Au
 		return nil, fmt.Errorf("read the signing material: %w", err)
 	}
 	for _, e := range entries {
-		// The kubelet's own links (..data) are not keys of the Secret.
-		if data, err := os.ReadFile(filepath.Join(p.SigningDir, e.Name())); err == nil {
-			files[e.Name()] = data
+		if strings.HasPrefix(e.Name(), "..") { // the kubelet's own, not a key of the Secret
+			continue
+		}
+		if files[e.Name()], err = os.ReadFile(filepath.Join(p.SigningDir, e.Name())); err != nil {
+			return nil, fmt.Errorf("read the signing material: %w", err)
 		}
 	}
 	return identity.Open(ctx, files, secretStore{p.cluster, p.Namespace}, trustDomain, time.Now())

@@ -3,12 +3,14 @@ package control
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -30,76 +32,84 @@ type members struct {
 	root    string                 // the bundle that each member gets
 	left    func(namespace string) // called when a namespace is no longer served, before its watches close
 
-	ctx   context.Context // of the plane; ends all members
-	wg    sync.WaitGroup
-	mu    sync.Mutex // guards the fields below
-	byNS  map[string]*member
-	ready chan struct{} // closed and replaced whenever a namespace begins or ends to be a member
+	ctx     context.Context // of the plane; ends all members
+	wg      sync.WaitGroup
+	mu      sync.Mutex // guards the fields below
+	byNS    map[string]*member
+	changed chan struct{} // closed and replaced whenever a Membership changes
 }
 
-// member is one namespace; its goroutine owns everything but the fields under members.mu.
+// member is one namespace; its goroutine owns everything but latest.
 type member struct {
 	*members
 	namespace string
-	want      chan struct{} // holds a token when latest has changed
-	latest    *heddlev1alpha1.Membership
-	opened    chan struct{} // closed when what was wanted first is done
+	want      chan struct{}              // holds a token when latest has changed
+	latest    *heddlev1alpha1.Membership // guarded by members.mu
+	opened    chan struct{}              // closed when what was wanted first is done
+	open      func()                     // closes opened
 
 	watches  map[string]*kube.Watch // by resource
 	rootSeen chan *string           // the root that the namespace holds, nil for none; the newest only
+	done     version                // what was reported
+}
+
+// version is one state of what a Membership asks for.
+type version struct {
+	uid        types.UID
+	generation int64
 }
 
 func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, s *Sources, root string, left func(string)) *members {
 	return &members{
 		log: log, cluster: c, sources: s, root: root, left: left,
-		ctx: ctx, byNS: map[string]*member{}, ready: make(chan struct{}),
+		ctx: ctx, byNS: map[string]*member{}, changed: make(chan struct{}),
 	}
 }
 
 // Member tells whether a namespace is served now; it implements identity.Members.
 func (m *members) Member(cluster mesh.ClusterID, namespace string) bool {
+	phase, _ := m.phase(namespace)
+	return cluster == m.cluster.ID && joins(phase)
+}
+
+// phase returns that of a namespace's Membership, empty if there is none, and a channel that is closed when one changes.
+func (m *members) phase(namespace string) (heddlev1alpha1.Phase, <-chan struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return cluster == m.cluster.ID && m.joined(namespace)
+	if e := m.byNS[namespace]; e != nil && e.latest != nil {
+		return e.latest.Spec.Phase, m.changed
+	}
+	return "", m.changed
 }
 
-func (m *members) joined(namespace string) bool {
-	e := m.byNS[namespace]
-	return e != nil && e.latest != nil && e.latest.Spec.Phase != heddlev1alpha1.Leaving
-}
+func joins(p heddlev1alpha1.Phase) bool { return p != "" && p != heddlev1alpha1.Leaving }
 
-// Wait returns true as soon as namespace is a member, joining ones included, and false when ctx ends first.
+// Wait returns true as soon as namespace is a member, joining ones included, and false when ctx ends first or the
+// namespace is known to be leaving.
 func (m *members) Wait(ctx context.Context, namespace string) bool {
 	for {
-		m.mu.Lock()
-		joined, ready := m.joined(namespace), m.ready
-		m.mu.Unlock()
-		if joined {
-			return true
+		phase, changed := m.phase(namespace)
+		if phase != "" {
+			return joins(phase)
 		}
 		select {
 		case <-ctx.Done():
 			return false
-		case <-ready:
+		case <-changed:
 		}
 	}
 }
 
 // Outside reports whether a namespace is known to be leaving. Who owns it next a plane cannot know; it has no right to.
 func (m *members) Outside(namespace string) (owner string, outside bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.byNS[namespace]
-	return "", e != nil && e.latest != nil && e.latest.Spec.Phase == heddlev1alpha1.Leaving
+	phase, _ := m.phase(namespace)
+	return "", phase == heddlev1alpha1.Leaving
 }
 
 // Opened returns when every namespace that is a member now has its watches open, or ctx ends.
 func (m *members) Opened(ctx context.Context) error {
 	m.mu.Lock()
-	var all []*member
-	for _, e := range m.byNS {
-		all = append(all, e)
-	}
+	all := slices.Collect(maps.Values(m.byNS))
 	m.mu.Unlock()
 	for _, e := range all {
 		select {
@@ -110,6 +120,9 @@ func (m *members) Opened(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Close waits for what has been started; ctx must have ended and the watch of the memberships too.
+func (m *members) Close() { m.wg.Wait() }
 
 // Set, Delete and Replace take what the API server says of the memberships.
 func (m *members) Set(k mesh.ObjectKey, obj *heddlev1alpha1.Membership) { m.update(k.Name, obj) }
@@ -127,11 +140,8 @@ func (m *members) Replace(rows []graph.Row[mesh.ObjectKey, *heddlev1alpha1.Membe
 		delete(gone, r.Key.Name)
 		m.update(r.Key.Name, r.Val)
 	}
-	// When the plane ends, its watch ends with an empty list; that is no leave.
-	if m.ctx.Err() == nil {
-		for ns := range gone {
-			m.update(ns, nil)
-		}
+	for ns := range gone {
+		m.update(ns, nil)
 	}
 }
 
@@ -148,13 +158,17 @@ func (m *members) update(namespace string, obj *heddlev1alpha1.Membership) {
 			members: m, namespace: namespace, want: make(chan struct{}, 1), opened: make(chan struct{}),
 			watches: map[string]*kube.Watch{}, rootSeen: make(chan *string, 1),
 		}
+		e.open = sync.OnceFunc(func() { close(e.opened) })
 		m.byNS[namespace] = e
-		m.wg.Add(1)
-		go func() { defer m.wg.Done(); e.run() }()
+		m.wg.Go(e.run)
 	}
 	e.latest = obj
-	close(m.ready)
-	m.ready = make(chan struct{})
+	close(m.changed)
+	m.changed = make(chan struct{})
+	e.wake()
+}
+
+func (e *member) wake() {
 	select {
 	case e.want <- struct{}{}:
 	default:
@@ -163,13 +177,15 @@ func (m *members) update(namespace string, obj *heddlev1alpha1.Membership) {
 
 // run brings the namespace to what its Membership says, again and again, until the Membership is gone.
 func (e *member) run() {
-	opened := sync.OnceFunc(func() { close(e.opened) })
-	defer opened()
+	defer e.open()
 	wait := retryFirst
 	var retry <-chan time.Time
 	for {
 		select {
 		case <-e.ctx.Done():
+			for _, w := range e.watches {
+				w.Stop()
+			}
 			return
 		case <-e.want:
 			wait = retryFirst
@@ -179,34 +195,43 @@ func (e *member) run() {
 			if e.watches[kube.RootConfigMap] == nil || have != nil && *have == e.root {
 				continue
 			}
+			e.done = version{}
 		}
 		e.mu.Lock()
 		obj := e.latest
 		e.mu.Unlock()
 
-		var err error
-		switch {
-		case obj == nil: // the operator takes the rights away without waiting; it removes the root too if we can't
+		if obj == nil { // the operator takes the rights away without waiting; it removes the root too if we can't
 			e.leave()
 			if e.forget() {
 				return
 			}
-		case obj.Spec.Phase == heddlev1alpha1.Leaving:
-			e.leave()
-			if err = e.cluster.DeleteRoot(e.ctx, e.namespace, e.root); err == nil {
-				err = e.report(obj, false)
-			}
-		default:
-			err = e.join(obj)
-			opened()
+			continue
 		}
 		retry = nil
-		if err != nil && e.ctx.Err() == nil {
+		if err := e.bring(obj); err != nil && e.ctx.Err() == nil {
 			e.log.LogAttrs(e.ctx, slog.LevelWarn, "membership not brought about yet",
 				slog.String("namespace", e.namespace), slog.Any("err", err))
 			retry = time.After(wait)
 		}
 	}
+}
+
+// bring does what obj asks for and reports it, unless that was done: an object that differs in its status alone is what
+// the last report made.
+func (e *member) bring(obj *heddlev1alpha1.Membership) error {
+	switch {
+	case e.done == version{obj.UID, obj.Generation}:
+		return nil
+	case obj.Spec.Phase != heddlev1alpha1.Leaving:
+		return e.join(obj)
+	}
+	e.leave()
+	e.open()
+	if err := e.cluster.DeleteRoot(e.ctx, e.namespace, e.root); err != nil {
+		return err
+	}
+	return e.report(obj, false)
 }
 
 // forget ends the goroutine unless the namespace has come back meanwhile.
@@ -258,22 +283,27 @@ func (e *member) join(obj *heddlev1alpha1.Membership) error {
 		case <-e.ctx.Done():
 			return e.ctx.Err()
 		case <-e.want: // the namespace may be leaving while a watch still waits for its rights
-			e.want <- struct{}{}
+			e.wake()
 			return nil
 		case <-w.Synced():
 		}
 	}
 	e.sources.Memberships.Set(e.key(), obj)
+	e.open()
+	select {
+	case <-e.rootSeen: // by the watch that was opened just now; what comes from here on is news
+	default:
+	}
 	if err := e.cluster.WriteRoot(e.ctx, e.namespace, e.root); err != nil {
 		return err
 	}
 	return e.report(obj, true)
 }
 
-// leave stops serving the namespace and then closes its watches: what clients hold of it goes before what they are.
+// leave stops serving the namespace: its clients are told why before what they hold goes, and that before what they are.
 func (e *member) leave() {
-	e.sources.Memberships.Delete(e.key())
 	e.left(e.namespace)
+	e.sources.Memberships.Delete(e.key())
 	for name, w := range e.watches {
 		w.Stop()
 		delete(e.watches, name)
@@ -291,6 +321,9 @@ func (e *member) report(obj *heddlev1alpha1.Membership, in bool) error {
 	})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return nil
+	}
+	if err == nil {
+		e.done = version{obj.UID, obj.Generation}
 	}
 	return err
 }

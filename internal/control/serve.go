@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -33,10 +32,12 @@ const (
 	streamBuffer  = 4 << 10 // bytes of each connection's read and write buffer: most messages are small and connections many
 )
 
+// The servers below listen when the function returns, and serve until ctx ends.
+
 func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, streams *xds.Server, ca *identity.Service) error {
 	listener, err := net.Listen("tcp", p.SecureAddr)
 	if err != nil {
-		return fmt.Errorf("serve xDS: %w", err)
+		return fmt.Errorf("serve xDS and CA: %w", err)
 	}
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(&tls.Config{
@@ -53,51 +54,62 @@ func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, stream
 	)
 	streams.Register(server)
 	ca.Register(server)
-	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return server.Serve(listener) })
-	tasks.Go(func() error {
+	p.tasks.Go(func() error {
+		if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve xDS and CA: %w", err)
+		}
+		return nil
+	})
+	p.tasks.Go(func() error {
 		<-ctx.Done()
 		server.Stop()
-		return ctx.Err()
+		return nil
 	})
-	return tasks.Wait()
+	return nil
 }
 
 func (p *plane) serveWebhooks(ctx context.Context, serving *identity.Serving, webhooks http.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("/", webhooks)
 	mux.HandleFunc("/ready", p.readiness)
-	return serveHTTP(ctx, p.HTTPSAddr, mux, &tls.Config{GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12})
+	return p.serveHTTP(ctx, "webhooks", p.HTTPSAddr, mux, &tls.Config{GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12})
 }
 
 func (p *plane) serveHealth(ctx context.Context) error {
 	ready := http.NewServeMux()
 	ready.HandleFunc("/ready", p.readiness)
-	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return serveHTTP(ctx, p.HTTPAddr, ready, nil) })
-	tasks.Go(func() error { return serveHTTP(ctx, p.MonitoringAddr, p.monitoring(), nil) })
-	return tasks.Wait()
+	if err := p.serveHTTP(ctx, "readiness", p.HTTPAddr, ready, nil); err != nil {
+		return err
+	}
+	return p.serveHTTP(ctx, "monitoring", p.MonitoringAddr, p.monitoring(), nil)
 }
 
-// serveHTTP serves until ctx ends; a nil config means plain text.
-func serveHTTP(ctx context.Context, addr string, h http.Handler, config *tls.Config) error {
+// serveHTTP serves plain text if config is nil.
+func (p *plane) serveHTTP(ctx context.Context, what, addr string, h http.Handler, config *tls.Config) error {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("serve HTTP: %w", err)
+		return fmt.Errorf("serve %s: %w", what, err)
 	}
 	if config != nil {
 		listener = tls.NewListener(listener, config)
 	}
 	server := &http.Server{Handler: h, ReadHeaderTimeout: headerWait}
-	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return server.Serve(listener) })
-	tasks.Go(func() error {
+	p.tasks.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve %s: %w", what, err)
+		}
+		return nil
+	})
+	p.tasks.Go(func() error {
 		<-ctx.Done()
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownWait)
 		defer cancel()
-		return errors.Join(ctx.Err(), server.Shutdown(last))
+		if err := server.Shutdown(last); err != nil { // somebody reads too slowly
+			return server.Close()
+		}
+		return nil
 	})
-	return tasks.Wait()
+	return nil
 }
 
 func (p *plane) readiness(w http.ResponseWriter, _ *http.Request) {

@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	numbers "k8s.io/apimachinery/pkg/util/json" // whole ones stay so
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 )
 
@@ -209,7 +210,11 @@ func (s *Server) Await(what string, ok func() bool) {
 		select {
 		case <-changed:
 		case <-late:
-			s.t.Fatalf("waited %v for %s; requests: %+v", wait, what, s.Requests())
+			var asked []string
+			for _, r := range s.Requests() {
+				asked = append(asked, fmt.Sprint(r.Method, " ", r.Path, " ", r.Code))
+			}
+			s.t.Fatalf("waited %v for %s; requests:\n%s", wait, what, strings.Join(asked, "\n"))
 		}
 	}
 }
@@ -336,7 +341,7 @@ func failure(code int, reason metav1.StatusReason, message string) (int, any) {
 func (s *Server) answerLocked(r *http.Request, k Key, named bool, body []byte) (int, any) {
 	var sent unstructured.Unstructured
 	if len(body) > 0 {
-		if err := json.Unmarshal(body, &sent.Object); err != nil {
+		if err := numbers.Unmarshal(body, &sent.Object); err != nil {
 			return failure(http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
 		}
 	}
