@@ -19,10 +19,19 @@ type Control struct {
 }
 
 const (
-	restart1 = "oc -n {{.App1}} rollout restart deploy >/dev/null && oc -n {{.App1}} rollout status deploy/{{.Sleep}} --timeout=90s && oc -n {{.App1}} rollout status deploy/{{.Httpbin}} --timeout=90s && " + settled1
-	restart3 = "oc -n {{.App3}} rollout restart deploy >/dev/null && oc -n {{.App3}} rollout status deploy/{{.Sleep}} --timeout=90s && oc -n {{.App3}} rollout status deploy/{{.Httpbin}} --timeout=90s && " + settled3
-	settled1 = `until [ "$(oc -n {{.App1}} get pods --no-headers | wc -l)" = 2 ]; do sleep 0.2; done`
-	settled3 = `until [ "$(oc -n {{.App3}} get pods --no-headers | wc -l)" = 2 ]; do sleep 0.2; done`
+	unmodified = "CTL-03" // shows MCP-23 and 24 by an unmodified istioctl, where there is one
+
+	// What lines may call: restarted NS… restarts all that runs in namespaces and waits until none of before is left.
+	restarted = `restarted() {
+  local n d
+  for n in "$@"; do oc -n $n rollout restart deploy >/dev/null || return; done
+  for n in "$@"; do
+    for d in $(oc -n $n get deploy -o name); do oc -n $n rollout status $d --timeout=90s || return; done
+    until [ $(oc -n $n get pods --no-headers | wc -l) = $(oc -n $n get deploy --no-headers | wc -l) ]; do sleep 0.2; done
+  done
+}
+root() { oc -n {{.App2}} get cm istio-ca-root-cert -o jsonpath='{.data.root-cert\.pem}'; }
+`
 	// The one process that serves the second mesh, and the network namespace of its pod.
 	plane2 = `pid=$(for p in $(pgrep -x heddle); do tr '\0' '\n' </proc/$p/environ 2>/dev/null | grep -qx HEDDLE_MESH={{.Mesh2}} && nsenter -t $p -n ip -o -4 addr show eth0 | grep -q "$(oc -n {{.Sys2}} get pod -l app=istiod -o jsonpath='{.items[0].status.podIP}')" && echo $p; done; true) && [ -n "$pid" ] && `
 )
@@ -34,26 +43,35 @@ func Controls() []Control {
 			Name:  "peerauth", // the second mesh has no policy
 			Break: "oc -n {{.Sys2}} delete peerauthentication {{.Mesh2}}-peerauth",
 			// Envoy lets connections of before the policy end with their next response: the caller starts anew.
-			Mend:  `printf 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: "{{.Mesh2}}-peerauth", namespace: "{{.Sys2}}"}\nspec: {mtls: {mode: STRICT}}\n' | oc apply -f - && ` + restart1,
-			Red:   []string{"MCP-09", "MCP-26"},
+			Mend: `printf 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: "{{.Mesh2}}-peerauth", namespace: "{{.Sys2}}"}\nspec: {mtls: {mode: STRICT}}\n' | oc apply -f - && restarted {{.App1}}`,
+			Red:  []string{"MCP-09", "MCP-26"},
 		},
 		{
 			Name:  "membership", // the third namespace lacks its discovery label
-			Break: "oc label ns {{.App3}} {{.Label}}- && " + restart3,
-			Mend:  "oc label ns {{.App3}} {{.Label}}={{.Value2}} && " + restart3,
-			Red:   []string{"MCP-16", "MCP-21", "MCP-24", "MCP-27", "MCP-28"}, // 28: who leaves loses the mesh's root
+			Break: "oc label ns {{.App3}} {{.Label}}- && restarted {{.App3}}",
+			Mend:  "oc label ns {{.App3}} {{.Label}}={{.Value2}} && restarted {{.App3}}",
+			Red:   []string{unmodified, "MCP-16", "MCP-21", "MCP-24", "MCP-27", "MCP-28"}, // 28: who leaves loses the mesh's root
 		},
 		{
 			Name:  "inject", // the first namespace lacks its revision label
-			Break: "oc label ns {{.App1}} istio.io/rev- && " + restart1,
-			Mend:  "oc label ns {{.App1}} istio.io/rev={{.Rev1}} && " + restart1,
-			Red:   []string{"MCP-16", "MCP-21", "MCP-23", "MCP-26"},
+			Break: "oc label ns {{.App1}} istio.io/rev- && restarted {{.App1}}",
+			Mend:  "oc label ns {{.App1}} istio.io/rev={{.Rev1}} && restarted {{.App1}}",
+			Red:   []string{unmodified, "MCP-16", "MCP-21", "MCP-23", "MCP-26"},
 		},
 		{
-			Name:  "xds", // nobody reaches xDS of the second mesh any more
-			Break: plane2 + "nsenter -t $pid -n nft 'add table inet control; add chain inet control in { type filter hook input priority 0; }; add rule inet control in tcp dport 15012 drop'",
+			Name:  "xds",                                                                                                                                                                                                                                                  // nobody reaches xDS of the second mesh any more
+			Break: plane2 + "nsenter -t $pid -n nft 'add table inet control; add chain inet control in { type filter hook input priority 0; }; add rule inet control in iifname != lo tcp dport 15012 drop' && nsenter -t $pid -n ss -K state established sport = :15012", // or a keepalive finds them dead after 40 s
 			Mend:  plane2 + "nsenter -t $pid -n nft delete table inet control",
-			Red:   []string{"MCP-24"},
+			Red:   []string{unmodified, "MCP-24"},
+		},
+		{
+			Name: "rootcert", // both planes have one CA
+			Break: `d=$(mktemp -d) && trap "rm -r $d" EXIT && for k in ca-cert ca-key; do oc -n {{.Sys1}} get secret istio-ca-secret -o jsonpath="{.data.$k\.pem}" | base64 -d >$d/$k.pem; done && ` +
+				`cp $d/ca-cert.pem $d/root-cert.pem && cp $d/ca-cert.pem $d/cert-chain.pem && for n in {{.Sys1}} {{.Sys2}}; do oc -n $n create secret generic cacerts --from-file=$d; done && ` +
+				`restarted {{.Sys1}} {{.Sys2}} && until [ "$(root)" = "$(cat $d/root-cert.pem)" ]; do sleep 0.2; done && restarted {{.App1}} {{.App2}} {{.App3}}`,
+			Mend: `old="$(root)" && for n in {{.Sys1}} {{.Sys2}}; do oc -n $n delete secret cacerts; done && ` +
+				`restarted {{.Sys1}} {{.Sys2}} && until [ "$(root)" != "$old" ]; do sleep 0.2; done && restarted {{.App1}} {{.App2}} {{.App3}}`,
+			Red: []string{"5b", "5c", "MCP-28"},
 		},
 	}
 }
@@ -64,6 +82,9 @@ func RunControls(ctx context.Context, o Options, controls []Control) error {
 	o.Script = "checks"
 	var wrong []string
 	for _, c := range append(slices.Clone(controls), Control{Name: "none"}) {
+		if o.Peer == "" {
+			c.Red = slices.DeleteFunc(slices.Clone(c.Red), func(id string) bool { return id == unmodified })
+		}
 		fmt.Fprintf(o.Out, "\nControl %s: red must be exactly %s\n", c.Name, strings.Join(c.Red, ", "))
 		if err := o.sh(ctx, c.Break); err != nil {
 			return fmt.Errorf("break %s: %w", c.Name, err)
@@ -94,7 +115,7 @@ func RunControls(ctx context.Context, o Options, controls []Control) error {
 
 // sh runs shell lines with the names filled in.
 func (o Options) sh(ctx context.Context, text string) error {
-	t, err := template.New("").Option("missingkey=error").Parse(text)
+	t, err := template.New("").Option("missingkey=error").Parse(restarted + text)
 	if err != nil {
 		return err
 	}
@@ -107,7 +128,7 @@ func (o Options) sh(ctx context.Context, text string) error {
 	cmd.Env = append(cmd.Environ(), "PATH="+o.path(), "KUBECONFIG="+o.Kubeconfig)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", line.String(), err, out)
+		return fmt.Errorf("%s: %w: %s", text, err, out)
 	}
 	return nil
 }

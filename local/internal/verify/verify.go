@@ -21,6 +21,7 @@ import (
 	"embed"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -51,7 +52,10 @@ func Scripts() []string {
 	return names
 }
 
-const pollEvery = 200 * time.Millisecond // of `until`
+const (
+	pollEvery = 200 * time.Millisecond // of `until`
+	maxSeen   = 2000                   // bytes of what was seen in place of what was to be seen
+)
 
 // Deviations returns the list, one a line.
 func Deviations() []string { return strings.Split(strings.TrimSpace(deviations), "\n") }
@@ -169,7 +173,7 @@ type run struct {
 }
 
 func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string) {
-	return map[string]func(*testscript.TestScript, bool, []string){
+	commands := map[string]func(*testscript.TestScript, bool, []string){
 		"row": func(ts *testscript.TestScript, _ bool, a []string) {
 			need(ts, len(a) == 2, "row ID 'what is to be seen'")
 			r.close()
@@ -195,7 +199,7 @@ func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string)
 				if missing == "" || r.ctx.Err() != nil {
 					return
 				}
-				if r.o.LookOnly || time.Now().After(end) {
+				if r.o.LookOnly || time.Now().After(end) || r.current != nil && r.current.Red() { // a red row stays red
 					r.red("after " + a[0] + " no " + missing)
 					return
 				}
@@ -247,6 +251,8 @@ func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string)
 			}
 		},
 	}
+	maps.Copy(commands, r.clientCommands())
+	return commands
 }
 
 func need(ts *testscript.TestScript, ok bool, usage string) {
@@ -294,7 +300,11 @@ func (r *run) red(what string) {
 		r.current = &Row{ID: "-", Want: "a check belongs to a row"}
 	}
 	if r.current.Seen == "" {
-		r.current.Seen = what + "; seen: " + strings.TrimSpace(r.output)
+		seen := strings.TrimSpace(r.output)
+		if len(seen) > maxSeen {
+			seen = seen[:maxSeen] + "…"
+		}
+		r.current.Seen = what + "; seen: " + seen
 	}
 }
 
