@@ -128,6 +128,12 @@ func (s *Server) Put(resource string, object metav1.Object) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if resource == "memberships" { // their status is a subresource
+		delete(fields, "status")
+		if old := s.objects[Key{resource, object.GetNamespace(), object.GetName()}]; old != nil && old.Object["status"] != nil {
+			fields["status"] = old.Object["status"]
+		}
+	}
 	s.putLocked(resource, &unstructured.Unstructured{Object: fields})
 }
 
