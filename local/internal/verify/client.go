@@ -46,6 +46,7 @@ import (
 
 const (
 	callTimeout = 5 * time.Second
+	refusalWait = time.Second // a handshake away
 	trustDomain = "cluster.local"
 	rootName    = "istio-ca-root-cert" // ConfigMap with a mesh's root in each of its namespaces
 	rootKey     = "root-cert.pem"
@@ -259,18 +260,24 @@ func dial(ctx context.Context, k kubernetes.Interface, leaf *x509svid.SVID, ns, 
 	}
 	conn := tls.Client(raw, config)
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
-		return "", err
-	}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return "", fmt.Errorf("dialling as %s: %w", leaf.ID, err)
 	}
-	// In TLS 1.3 the client is done before the server has looked at its certificate.
-	if _, err := fmt.Fprintf(conn, "HEAD / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", app); err != nil {
-		return "refused: " + err.Error() + "\n", nil
-	}
+	// In TLS 1.3 the client is done before the server has looked at its certificate: who refuses says so now. Something
+	// written meanwhile would make the server's kernel throw its reason away.
 	head := make([]byte, 64)
-	n, err := conn.Read(head)
+	n, err := 0, conn.SetReadDeadline(time.Now().Add(refusalWait))
+	if err == nil {
+		n, err = conn.Read(head)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if err = conn.SetDeadline(time.Now().Add(callTimeout)); err == nil {
+			_, err = fmt.Fprintf(conn, "HEAD / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", app)
+		}
+		if err == nil {
+			n, err = conn.Read(head)
+		}
+	}
 	if err != nil {
 		return "refused: " + err.Error() + "\n", nil
 	}

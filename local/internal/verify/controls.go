@@ -18,23 +18,7 @@ type Control struct {
 	Red         []string
 }
 
-const (
-	unmodified = "CTL-03" // shows MCP-23 and 24 by an unmodified istioctl, where there is one
-
-	// What lines may call: restarted NS… restarts all that runs in namespaces and waits until none of before is left.
-	restarted = `restarted() {
-  local n d
-  for n in "$@"; do oc -n $n rollout restart deploy >/dev/null || return; done
-  for n in "$@"; do
-    for d in $(oc -n $n get deploy -o name); do oc -n $n rollout status $d --timeout=90s || return; done
-    until [ $(oc -n $n get pods --no-headers | wc -l) = $(oc -n $n get deploy --no-headers | wc -l) ]; do sleep 0.2; done
-  done
-}
-root() { oc -n {{.App2}} get cm istio-ca-root-cert -o jsonpath='{.data.root-cert\.pem}'; }
-`
-	// The one process that serves the second mesh, and the network namespace of its pod.
-	plane2 = `pid=$(for p in $(pgrep -x heddle); do tr '\0' '\n' </proc/$p/environ 2>/dev/null | grep -qx HEDDLE_MESH={{.Mesh2}} && nsenter -t $p -n ip -o -4 addr show eth0 | grep -q "$(oc -n {{.Sys2}} get pod -l app=istiod -o jsonpath='{.items[0].status.podIP}')" && echo $p; done; true) && [ -n "$pid" ] && `
-)
+const unmodified = "CTL-03" // shows MCP-23 and 24 by an unmodified istioctl, where there is one
 
 // Controls returns the negative controls.
 func Controls() []Control {
@@ -59,9 +43,9 @@ func Controls() []Control {
 			Red:   []string{unmodified, "MCP-16", "MCP-21", "MCP-23", "MCP-26"},
 		},
 		{
-			Name:  "xds",                                                                                                                                                                                                                                                  // nobody reaches xDS of the second mesh any more
-			Break: plane2 + "nsenter -t $pid -n nft 'add table inet control; add chain inet control in { type filter hook input priority 0; }; add rule inet control in iifname != lo tcp dport 15012 drop' && nsenter -t $pid -n ss -K state established sport = :15012", // or a keepalive finds them dead after 40 s
-			Mend:  plane2 + "nsenter -t $pid -n nft delete table inet control",
+			Name:  "xds",                                                                                                                                                                                                                                                                         // nobody reaches xDS of the second mesh any more
+			Break: "p=$(pid heddle {{.Sys2}} istiod) && nsenter -t $p -n nft 'add table inet control; add chain inet control in { type filter hook input priority 0; }; add rule inet control in iifname != lo tcp dport 15012 drop' && nsenter -t $p -n ss -K state established sport = :15012", // or a keepalive finds them dead after 40 s
+			Mend:  "p=$(pid heddle {{.Sys2}} istiod) && nsenter -t $p -n nft delete table inet control",
 			Red:   []string{unmodified, "MCP-24"},
 		},
 		{
@@ -115,15 +99,11 @@ func RunControls(ctx context.Context, o Options, controls []Control) error {
 
 // sh runs shell lines with the names filled in.
 func (o Options) sh(ctx context.Context, text string) error {
-	t, err := template.New("").Option("missingkey=error").Parse(restarted + text)
+	lines, err := fill(library+text, o.Names)
 	if err != nil {
 		return err
 	}
-	var line bytes.Buffer
-	if err := t.Execute(&line, o.Names); err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, "bash", "-c", line.String())
+	cmd := exec.CommandContext(ctx, "bash", "-c", string(lines))
 	cmd.Dir = o.Checkout
 	cmd.Env = append(cmd.Environ(), "PATH="+o.path(), "KUBECONFIG="+o.Kubeconfig)
 	out, err := cmd.CombinedOutput()
@@ -131,4 +111,15 @@ func (o Options) sh(ctx context.Context, text string) error {
 		return fmt.Errorf("%s: %w: %s", text, err, out)
 	}
 	return nil
+}
+
+// fill puts names into a text.
+func fill(text string, n Names) ([]byte, error) {
+	t, err := template.New("").Option("missingkey=error").Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	err = t.Execute(&b, n)
+	return b.Bytes(), err
 }

@@ -37,6 +37,11 @@ import (
 //go:embed scripts/*.txtar
 var scripts embed.FS
 
+// library is shell functions for scripts and controls.
+//
+//go:embed lib.sh
+var library string
+
 // deviations is the list of all that is run or looked for otherwise than the documents have it, one a line: number and why.
 //
 //go:embed deviations.txt
@@ -106,6 +111,14 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err
 	}
+	library, err := fill(library, o.Names)
+	if err != nil {
+		return nil, err
+	}
+	lib := filepath.Join(dir, "lib.sh")
+	if err := os.WriteFile(lib, library, 0o600); err != nil {
+		return nil, err
+	}
 	r := &run{ctx: ctx, o: o, kept: map[string]string{}}
 	t := &harness{verbose: o.Verbose, out: o.Out}
 	done := make(chan any)
@@ -115,6 +128,7 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 			Files: []string{file}, WorkdirRoot: dir, ContinueOnError: true, Cmds: r.commands(),
 			Setup: func(e *testscript.Env) error {
 				e.Setenv("PATH", o.path())
+				e.Setenv("BASH_ENV", lib)
 				e.Setenv("KUBECONFIG", o.Kubeconfig)
 				e.Setenv("HOME", os.Getenv("HOME"))
 				e.Setenv("PEER", o.Peer)
