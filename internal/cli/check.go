@@ -133,10 +133,8 @@ func (s snapshot) checkWorkloads(owner map[string]membership, add func(object, r
 		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || !pod.DeletionTimestamp.IsZero() {
 			continue
 		}
-		has, wants := injectedBy(pod), s.wants(byName[pod.Namespace], pod)
-		if wants != "" && owner[pod.Namespace].mesh != wants {
-			wants = "" // the webhooks of a mesh are called for its members only
-		}
+		has := injectedBy(pod)
+		wants, _ := s.gets(owner[pod.Namespace].mesh, byName[pod.Namespace], pod)
 		object := "Pod " + pod.Namespace + "/" + pod.Name
 		switch {
 		case has == wants:
@@ -150,25 +148,43 @@ func (s snapshot) checkWorkloads(owner map[string]membership, add func(object, r
 	}
 }
 
-// wants is the revision that would inject a new pod of these labels, empty for none: the selectors of Istio's webhooks.
-func (s snapshot) wants(ns corev1.Namespace, pod *corev1.Pod) string {
-	inject := pod.Labels[injectLabel]
-	if inject == "false" || inject == "" && pod.Annotations[injectLabel] == "false" || pod.Spec.HostNetwork || metav1.NamespaceSystem == ns.Name {
-		return ""
+// wants is the revision that would inject a new pod of these labels, empty for none, and why: the selectors of Istio's
+// webhooks.
+func (s snapshot) wants(ns corev1.Namespace, pod *corev1.Pod) (revision, because string) {
+	label := func(where string, labels map[string]string, key string) string {
+		return fmt.Sprintf("the %s has %s=%s", where, key, labels[key])
 	}
-	switch nsRevision, podRevision := ns.Labels[revisionLabel], pod.Labels[revisionLabel]; {
+	inject, nsRevision, podRevision := pod.Labels[injectLabel], ns.Labels[revisionLabel], pod.Labels[revisionLabel]
+	switch {
+	case inject == "false":
+		return "", label("pod", pod.Labels, injectLabel)
+	case inject == "" && pod.Annotations[injectLabel] == "false":
+		return "", label("pod", pod.Annotations, injectLabel)
+	case pod.Spec.HostNetwork:
+		return "", "the pod is on its node's network"
+	case ns.Name == metav1.NamespaceSystem:
+		return "", "the namespace is the cluster's own"
 	case ns.Labels[injectionLabel] == "enabled":
-		return s.revision(sailv1.DefaultName)
+		return s.revision(sailv1.DefaultName), label("namespace", ns.Labels, injectionLabel)
 	case ns.Labels[injectionLabel] != "":
-		return ""
+		return "", label("namespace", ns.Labels, injectionLabel)
 	case nsRevision != "":
-		return s.revision(nsRevision)
+		return s.revision(nsRevision), label("namespace", ns.Labels, revisionLabel)
 	case podRevision != "":
-		return s.revision(podRevision)
+		return s.revision(podRevision), label("pod", pod.Labels, revisionLabel)
 	case inject == "true":
-		return s.revision(sailv1.DefaultName)
+		return s.revision(sailv1.DefaultName), label("pod", pod.Labels, injectLabel)
 	}
-	return ""
+	return "", "neither namespace nor pod asks for one"
+}
+
+// gets is what wants says, of pods in a namespace of the mesh: its webhooks are called for its members only.
+func (s snapshot) gets(mesh string, ns corev1.Namespace, pod *corev1.Pod) (revision, because string) {
+	revision, because = s.wants(ns, pod)
+	if revision != "" && revision != mesh {
+		return "", because + ", but the namespace is no member of mesh " + revision
+	}
+	return revision, because
 }
 
 // revision follows tags; an unknown name stands for itself.

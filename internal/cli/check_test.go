@@ -2,9 +2,11 @@ package cli
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -157,13 +159,16 @@ func TestPrintFindings(t *testing.T) {
 func TestPrintMeshes(t *testing.T) {
 	s := world()
 	s.istios[0].Status.State, s.istios[0].Status.ActiveRevisionName, s.istios[0].Spec.Version = "Healthy", "mesh-1", "v1.30.3"
+	end := time.Date(2036, 11, 22, 1, 2, 3, 0, time.UTC)
 	var out bytes.Buffer
-	if err := printMeshes(&out, s.istios, membersOf(s.istios, s.memberships)); err != nil {
+	if err := printMeshes(&out, s.istios, membersOf(s.istios, s.memberships), map[string]running{
+		"sys-1": {proxies: 3, inSync: 2, answered: true, root: &x509.Certificate{Raw: []byte("der"), NotAfter: end}}, "sys-2": {},
+	}); err != nil {
 		t.Fatal(err)
 	}
-	want := `MESH       NAMESPACE     REVISION     STATUS      VERSION     MEMBERS         SELECTORS
-mesh-1     sys-1         mesh-1       Healthy     v1.30.3     app-1,sys-1     istio-discovery In mesh-1
-mesh-2     sys-2         -            -           -           app-2,sys-2     istio-discovery In mesh-2
+	want := `MESH       NAMESPACE     REVISION     STATUS      VERSION     IN SYNC     ROOT                 ROOT ENDS      MEMBERS         SELECTORS
+mesh-1     sys-1         mesh-1       Healthy     v1.30.3     2/3         5050d80d22ecd471     2036-11-22     app-1,sys-1     istio-discovery In mesh-1
+mesh-2     sys-2         -            -           -           -           -                    -              app-2,sys-2     istio-discovery In mesh-2
 
 ` + softIsolation
 	if d := cmp.Diff(want, out.String()); d != "" {
@@ -202,8 +207,50 @@ func TestWants(t *testing.T) {
 		{pod: []string{injectLabel, "false", rev, "mesh-2"}},
 	} {
 		p := pod("ns", "p", "", c.pod...)
-		if got := s.wants(labelled("ns", c.ns...), &p); got != c.want {
+		if got, because := s.wants(labelled("ns", c.ns...), &p); got != c.want || because == "" {
 			t.Errorf("namespace %v, pod %v: %q, want %q", c.ns, c.pod, got, c.want)
+		}
+	}
+}
+
+// CTL-10: which mesh, and why.
+func TestBelongs(t *testing.T) {
+	s := world()
+	member := membership{mesh: "mesh-2", phase: heddlev1alpha1.Member}
+	everything := istio("all", "sys-3", "")
+	for _, c := range []struct {
+		s     snapshot
+		owner membership
+		ns    corev1.Namespace
+		want  string
+	}{
+		{s, member, labelled("app-2", "istio-discovery", "mesh-2"), `mesh mesh-2 (Member), as its labels match the discovery selector "istio-discovery In mesh-2"`},
+		{s, member, labelled("app-2"), "mesh mesh-2 (Member), though its labels no longer match its discovery selectors"},
+		{s, membership{}, labelled("plain"), "no mesh, as its labels match no discovery selector of mesh-1, mesh-2"},
+		{snapshot{istios: []sailv1.Istio{everything}}, membership{mesh: "all", phase: heddlev1alpha1.Joining}, labelled("x"), "mesh all (Joining), which has no discovery selectors and serves every namespace"},
+	} {
+		if got := c.s.belongs(c.owner, &c.ns); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
+	}
+}
+
+func TestSidecar(t *testing.T) {
+	s := world()
+	for _, c := range []struct {
+		mesh string
+		ns   corev1.Namespace
+		pod  corev1.Pod
+		want string
+	}{
+		{"mesh-2", labelled("app-2", "istio.io/rev", "mesh-2"), pod("app-2", "p", "mesh-2"), "sidecar of revision mesh-2, as the namespace has istio.io/rev=mesh-2"},
+		{"mesh-2", labelled("app-2", "istio.io/rev", "mesh-2"), pod("app-2", "p", ""), "no sidecar; a new pod would have sidecar of revision mesh-2, as the namespace has istio.io/rev=mesh-2"},
+		{"", labelled("app-2", "istio.io/rev", "mesh-2"), pod("app-2", "p", "mesh-2"), "sidecar of revision mesh-2; a new pod would have no sidecar, as the namespace has istio.io/rev=mesh-2, but the namespace is no member of mesh mesh-2"},
+		{"", labelled("plain"), pod("plain", "p", ""), "no sidecar, as neither namespace nor pod asks for one"},
+		{"mesh-1", labelled("app-1"), pod("app-1", "p", "mesh-1", injectLabel, "true"), "sidecar of revision mesh-1, as the pod has sidecar.istio.io/inject=true"},
+	} {
+		if got := s.sidecar(c.mesh, &c.ns, &c.pod); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
 		}
 	}
 }

@@ -1,12 +1,19 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -81,7 +88,15 @@ func (a *app) meshCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printMeshes(cmd.OutOrStdout(), istios.Items, members)
+			now := map[string]running{}
+			for _, i := range istios.Items {
+				r, err := c.running(cmd.Context(), i.Spec.Namespace)
+				if err != nil {
+					fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err) // the rest is known all the same
+				}
+				now[i.Spec.Namespace] = r
+			}
+			return printMeshes(cmd.OutOrStdout(), istios.Items, members, now)
 		}},
 		&cobra.Command{Use: "of NAMESPACE|POD.NAMESPACE", Short: "Say which mesh a namespace or a pod belongs to", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.meshOf(cmd, args[0])
@@ -90,9 +105,68 @@ func (a *app) meshCommand() *cobra.Command {
 	return cmd
 }
 
-func printMeshes(w io.Writer, istios []sailv1.Istio, members map[string]membership) error {
+// running is what is known of a mesh from its control plane.
+type running struct {
+	answered        bool
+	proxies, inSync int
+	root            *x509.Certificate // nil if none is published
+}
+
+// running asks every replica, and reads the root certificate that the mesh publishes in its system namespace.
+func (c cluster) running(ctx context.Context, system string) (running, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var r running
+	root := &corev1.ConfigMap{}
+	if err := c.Get(ctx, client.ObjectKey{Namespace: system, Name: "istio-ca-root-cert"}, root); client.IgnoreNotFound(err) != nil {
+		return r, fmt.Errorf("read the root certificate of %s: %w", system, err)
+	}
+	if block, _ := pem.Decode([]byte(root.Data["root-cert.pem"])); block != nil {
+		var err error
+		if r.root, err = x509.ParseCertificate(block.Bytes); err != nil {
+			return r, fmt.Errorf("root certificate of %s: %w", system, err)
+		}
+	}
+	all, err := planes(ctx, c, system, "")
+	if err != nil {
+		return r, err
+	}
+	for _, p := range all {
+		answer, err := c.ask(ctx, p, syncType)
+		if err != nil {
+			return r, err
+		}
+		proxies, err := proxiesOf(answer, "", time.Now())
+		if err != nil {
+			return r, fmt.Errorf("answer of %s/%s: %w", p.namespace, p.pod, err)
+		}
+		r.proxies += len(proxies)
+		for _, x := range proxies {
+			if x.inSync() {
+				r.inSync++
+			}
+		}
+	}
+	r.answered = true
+	return r, nil
+}
+
+func (r running) cells() (inSync, root, ends string) {
+	if r.answered {
+		inSync = fmt.Sprintf("%d/%d", r.inSync, r.proxies)
+	}
+	if r.root != nil {
+		sum := sha256.Sum256(r.root.Raw)
+		root, ends = hex.EncodeToString(sum[:8]), r.root.NotAfter.Format(time.DateOnly)
+	}
+	return inSync, root, ends
+}
+
+// printMeshes says of each mesh what it is, and of its control plane's proxies how many hold the newest configuration. A
+// root is told by the first eight bytes of its SHA-256.
+func printMeshes(w io.Writer, istios []sailv1.Istio, members map[string]membership, now map[string]running) error {
 	t := newTable(w)
-	fmt.Fprintln(t, "MESH\tNAMESPACE\tREVISION\tSTATUS\tVERSION\tMEMBERS\tSELECTORS")
+	fmt.Fprintln(t, "MESH\tNAMESPACE\tREVISION\tSTATUS\tVERSION\tIN SYNC\tROOT\tROOT ENDS\tMEMBERS\tSELECTORS")
 	for i := range istios {
 		istio := &istios[i]
 		var names, selectors []string
@@ -105,8 +179,15 @@ func printMeshes(w io.Writer, istios []sailv1.Istio, members map[string]membersh
 		for _, s := range operator.MeshOf(istio).Selectors {
 			selectors = append(selectors, s.String())
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", istio.Name, istio.Spec.Namespace, orNone(istio.Status.ActiveRevisionName), orNone(istio.Status.State),
-			orNone(istio.Spec.Version), orNone(strings.Join(names, ",")), orNone(strings.Join(selectors, " | ")))
+		inSync, root, ends := now[istio.Spec.Namespace].cells()
+		cells := []string{
+			istio.Name, istio.Spec.Namespace, istio.Status.ActiveRevisionName, istio.Status.State, istio.Spec.Version,
+			inSync, root, ends, strings.Join(names, ","), strings.Join(selectors, " | "),
+		}
+		for j, c := range cells {
+			cells[j] = orNone(c)
+		}
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -131,24 +212,28 @@ func (a *app) meshOf(cmd *cobra.Command, what string) error {
 	if err != nil {
 		return err
 	}
-	members, err := memberships(ctx, c)
-	if err != nil {
-		return err
+	var s snapshot
+	var istios sailv1.IstioList
+	var members heddlev1alpha1.MembershipList
+	var tags sailv1.IstioRevisionTagList
+	if err := c.List(ctx, &istios); err != nil {
+		return listing(err)
 	}
+	if err := errors.Join(c.List(ctx, &members), c.List(ctx, &tags)); err != nil {
+		return fmt.Errorf("list memberships and tags: %w", err)
+	}
+	s.istios, s.memberships, s.tags = istios.Items, members.Items, tags.Items
 	namespace, pod := what, ""
 	if name, ns := splitPod(what, a.namespace); ns != "" {
 		namespace, pod = ns, name
 	}
-	if err := c.Get(ctx, client.ObjectKey{Name: namespace}, &corev1.Namespace{}); err != nil {
+	ns := &corev1.Namespace{}
+	if err := c.Get(ctx, client.ObjectKey{Name: namespace}, ns); err != nil {
 		return fmt.Errorf("read namespace %s: %w", namespace, err)
 	}
 	out := cmd.OutOrStdout()
-	m, ok := members[namespace]
-	if ok {
-		fmt.Fprintf(out, "namespace %s: mesh %s (%s)\n", namespace, m.mesh, m.phase)
-	} else {
-		fmt.Fprintf(out, "namespace %s: no mesh\n", namespace)
-	}
+	owner := membersOf(s.istios, s.memberships)[namespace]
+	fmt.Fprintf(out, "namespace %s: %s\n", namespace, s.belongs(owner, ns))
 	if pod == "" {
 		return nil
 	}
@@ -156,12 +241,49 @@ func (a *app) meshOf(cmd *cobra.Command, what string) error {
 	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod}, p); err != nil {
 		return fmt.Errorf("read pod %s/%s: %w", namespace, pod, err)
 	}
-	if r := injectedBy(p); r != "" {
-		fmt.Fprintf(out, "pod %s: sidecar of revision %s\n", pod, r)
-	} else {
-		fmt.Fprintf(out, "pod %s: no sidecar\n", pod)
-	}
+	fmt.Fprintf(out, "pod %s: %s\n", pod, s.sidecar(owner.mesh, ns, p))
 	return nil
+}
+
+// belongs says which mesh a namespace belongs to, and why.
+func (s snapshot) belongs(owner membership, ns *corev1.Namespace) string {
+	var others []string
+	for i := range s.istios {
+		m := operator.MeshOf(&s.istios[i])
+		if string(m.ID) != owner.mesh {
+			others = append(others, string(m.ID))
+			continue
+		}
+		why := "though its labels no longer match its discovery selectors"
+		for _, selector := range m.Selectors {
+			if selector.Matches(ns.Labels) {
+				why = fmt.Sprintf("as its labels match the discovery selector %q", selector)
+				break
+			}
+		}
+		if m.Everything() {
+			why = "which has no discovery selectors and serves every namespace"
+		}
+		return fmt.Sprintf("mesh %s (%s), %s", owner.mesh, owner.phase, why)
+	}
+	slices.Sort(others)
+	return "no mesh, as its labels match no discovery selector of " + cmp.Or(strings.Join(others, ", "), "any")
+}
+
+// sidecar says which sidecar a pod has, and why; and what a new pod in its place would have if that is another.
+func (s snapshot) sidecar(mesh string, ns *corev1.Namespace, pod *corev1.Pod) string {
+	text := func(revision string) string {
+		if revision == "" {
+			return "no sidecar"
+		}
+		return "sidecar of revision " + revision
+	}
+	has := injectedBy(pod)
+	gets, because := s.gets(mesh, *ns, pod)
+	if has != gets {
+		return fmt.Sprintf("%s; a new pod would have %s, as %s", text(has), text(gets), because)
+	}
+	return text(has) + ", as " + because
 }
 
 // splitPod reads POD.NAMESPACE, NAMESPACE/POD, or POD where -n gives the namespace.

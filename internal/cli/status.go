@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	statusv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -74,13 +75,11 @@ func (a *app) status(cmd *cobra.Command, revision, output string, verbosity int)
 			return fmt.Errorf("answer of %s/%s: %w", p.namespace, p.pod, err)
 		}
 		raw = append(raw, j)
-		for _, r := range answer.GetResources() {
-			config := &statusv3.ClientConfig{}
-			if err := r.UnmarshalTo(config); err != nil {
-				return fmt.Errorf("answer of %s/%s: %w", p.namespace, p.pod, err)
-			}
-			proxies = append(proxies, proxyOf(config, answer.GetControlPlane().GetIdentifier(), meshes[p.namespace], time.Now()))
+		some, err := proxiesOf(answer, meshes[p.namespace], time.Now())
+		if err != nil {
+			return fmt.Errorf("answer of %s/%s: %w", p.namespace, p.pod, err)
 		}
+		proxies = append(proxies, some...)
 	}
 	out := cmd.OutOrStdout()
 	switch output {
@@ -108,6 +107,19 @@ func meshNames(ctx context.Context, c cluster) (map[string]string, error) {
 	return out, nil
 }
 
+// proxiesOf reads a syncz answer.
+func proxiesOf(answer *discoveryv3.DiscoveryResponse, mesh string, now time.Time) ([]proxy, error) {
+	var out []proxy
+	for _, r := range answer.GetResources() {
+		config := &statusv3.ClientConfig{}
+		if err := r.UnmarshalTo(config); err != nil {
+			return nil, err
+		}
+		out = append(out, proxyOf(config, answer.GetControlPlane().GetIdentifier(), mesh, now))
+	}
+	return out, nil
+}
+
 // proxyOf reads one proxy of a syncz answer. identifier is the JSON of control_plane.
 func proxyOf(config *statusv3.ClientConfig, identifier, mesh string, now time.Time) proxy {
 	meta := config.GetNode().GetMetadata().GetFields()
@@ -130,6 +142,16 @@ func proxyOf(config *statusv3.ClientConfig, identifier, mesh string, now time.Ti
 		p.types[shortType(x.GetTypeUrl())] = text
 	}
 	return p
+}
+
+// inSync reports whether the proxy has acknowledged the newest of all that it was sent.
+func (p proxy) inSync() bool {
+	for _, text := range p.types {
+		if text == statusv3.ConfigStatus_STALE.String() || text == statusv3.ConfigStatus_ERROR.String() {
+			return false
+		}
+	}
+	return true
 }
 
 // shortType is how tables spell a type URL.
