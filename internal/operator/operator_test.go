@@ -537,3 +537,43 @@ func TestBootstrap(t *testing.T) {
 		}
 	}
 }
+
+// The API server takes a message of one line only, and a mesh may have several selectors.
+func TestPolicyMessagesAreLines(t *testing.T) {
+	env, err := cel.NewEnv(cel.Variable("variables", cel.MapType(cel.StringType, cel.DynType)), cel.Variable("object", cel.DynType),
+		cel.Variable("request", cel.DynType), ext.Strings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	evaluated := 0
+	for _, o := range policies(Namespace) {
+		p, ok := o.(*admissionv1.ValidatingAdmissionPolicy)
+		if !ok {
+			continue
+		}
+		for _, v := range p.Spec.Validations {
+			if v.MessageExpression == "" {
+				continue
+			}
+			ast, iss := env.Compile(v.MessageExpression)
+			if iss.Err() != nil {
+				t.Fatal(iss.Err())
+			}
+			program, err := env.Program(ast)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, _, err := program.Eval(map[string]any{
+				"object": map[string]any{"metadata": map[string]any{"name": "shop"}}, "request": map[string]any{"userInfo": map[string]any{"username": "jo"}},
+				"variables": map[string]any{"rev": "m", "data": map[string]string{"m": "a In b\nc Exists"}, "now": []string{"m", "n"}},
+			})
+			if text, _ := out.Value().(string); err != nil || !strings.Contains(text, "shop") || strings.Contains(text, "\n") {
+				t.Errorf("policy %s says %q, %v", p.Name, text, err)
+			}
+			evaluated++
+		}
+	}
+	if evaluated < 3 {
+		t.Errorf("%d messages, want all three", evaluated)
+	}
+}

@@ -140,7 +140,7 @@ func policies(namespace string) []client.Object {
 		Validations: []admissionv1.Validation{{
 			Expression: "!(variables.rev in variables.data) || variables.rev in variables.now",
 			MessageExpression: "'namespace ' + object.metadata.name + ' asks for sidecars of mesh ' + variables.rev + " +
-				"' but has no label that its discovery selectors match (' + variables.data[variables.rev] + '): its pods will get none'",
+				"' but has no label that its discovery selectors match (' + variables.data[variables.rev].replace('\\n', ' or ') + '): its pods will get none'", // a message is one line
 		}},
 	}, params(), admissionv1.Warn)...)
 
