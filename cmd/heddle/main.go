@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client/config"
@@ -27,6 +28,9 @@ import (
 )
 
 func main() {
+	// Verbs say themselves what went wrong; discovery and operator give the libraries a logger of theirs.
+	klog.SetLogger(logr.Discard())
+	ctrllog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe")
 	root := cli.New(cli.Options{Name: name, Version: obs.Version, IstioNamespace: os.Getenv("ISTIOCTL_ISTIONAMESPACE")})

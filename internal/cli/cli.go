@@ -82,6 +82,7 @@ func (a *app) open() (cluster, error) {
 		return cluster{}, fmt.Errorf("no cluster: %w; name a kubeconfig with --kubeconfig or KUBECONFIG (`%s local up` makes a cluster and prints its path)", err, a.Name)
 	}
 	config.QPS, config.Burst = 50, 100 // one person's reads; the default of 5 a second makes `check` crawl
+	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
 	scheme, err := operator.Scheme()
 	if err != nil {
 		return cluster{}, err
