@@ -64,6 +64,9 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 				v.Names = verify.Random(seed)
 				fmt.Fprintf(v.Out, "names of seed %d (repeat with --random --seed %d): %+v\n", seed, seed, v.Names)
 			}
+			if v.Selectors != "" && !slices.Contains(verify.SelectorForms, v.Selectors) {
+				return fmt.Errorf("--selectors %s: there are %s", v.Selectors, strings.Join(verify.SelectorForms, ", "))
+			}
 			if v.Script == "controls" {
 				return verify.RunControls(cmd.Context(), v, verify.Controls())
 			}
@@ -75,6 +78,7 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 	fs.BoolVar(&random, "random", false, "use names that no document uses")
 	fs.Uint64Var(&seed, "seed", 0, "of the random names; 0 draws one")
 	fs.StringVar(&document, "document", "", "whose names a script uses that is not a document itself: s0 or s1")
+	fs.StringVar(&v.Selectors, "selectors", "", "write the discovery selectors of s0 in another form: "+strings.Join(verify.SelectorForms, ", "))
 	fs.StringVar(&red, "red", "", "the rows that must be red, comma-separated; any other outcome is an error")
 	fs.BoolVar(&v.LookOnly, "all-red", false, "change nothing and only look: on an empty cluster every row must be red")
 	cmd.MarkFlagsMutuallyExclusive("red", "all-red")

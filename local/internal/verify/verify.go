@@ -65,11 +65,16 @@ const (
 // Deviations returns the list, one a line.
 func Deviations() []string { return strings.Split(strings.TrimSpace(deviations), "\n") }
 
+// SelectorForms are the forms in which S0 can write discovery selectors, other than its own: as expressions, and two of
+// which one namespace of each mesh matches both.
+var SelectorForms = []string{"expressions", "two"}
+
 // Options of one run.
 type Options struct {
 	Script     string // s0, s1 …
 	Instance   string // the local installation
 	Names      Names
+	Selectors  string // form of S0's discovery selectors: empty as written, or one of SelectorForms
 	Bin        string // where heddle, istioctl, oc and kubectl lie
 	Peer       string // where an unmodified istioctl lies as peer-istioctl; empty: rows that need it are left out
 	Checkout   string // where samples/ lies; scripts run in it
@@ -160,8 +165,9 @@ func render(o Options) ([]byte, error) {
 	var b bytes.Buffer
 	err = t.Execute(&b, struct {
 		Names
-		Peer bool
-	}{o.Names, o.Peer != ""})
+		Selectors string
+		Peer      bool
+	}{o.Names, o.Selectors, o.Peer != ""})
 	return b.Bytes(), err
 }
 

@@ -17,13 +17,15 @@ func TestScriptsRenderWithOtherNames(t *testing.T) {
 	}
 	for _, f := range files {
 		name := strings.TrimSuffix(strings.TrimPrefix(f, "scripts/"), ".txtar")
-		text, err := render(Options{Script: name, Names: Random(7), Checkout: "/src"})
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		for _, n := range []string{"mesh-1", "app-ns-", "usergroup-", "istio-system-1"} {
-			if bytes.Contains(text, []byte(n)) {
-				t.Errorf("%s: names %q though other names were given", name, n)
+		for _, form := range append([]string{""}, SelectorForms...) {
+			text, err := render(Options{Script: name, Names: Random(7), Selectors: form, Peer: "/peer", Checkout: "/src"})
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for _, n := range []string{"mesh-1", "app-ns-", "usergroup-", "istio-system-1"} {
+				if bytes.Contains(text, []byte(n)) {
+					t.Errorf("%s: names %q though other names were given", name, n)
+				}
 			}
 		}
 	}
