@@ -74,6 +74,8 @@ func (p plane) service() string  { return "istiod-" + p.rev }
 //	enrol NAME NS APP MESH PLANE   shows the token that a pod of APP has for MESH to the CA and xDS of PLANE (1 or 2 each), and
 //	                               prints how both answer; what the CA issues is kept as NAME
 //	dial NAME NS APP PORT          a TLS connection to a pod of APP as a sidecar makes it, with NAME's certificate
+//	load NAME NS APP TO SERVICE N  begins to send N requests a second from a pod of APP in NS to SERVICE in namespace TO
+//	unload NAME                    ends that, and prints how many were lost
 //	rights PLANE NS…               what PLANE may do with the resources of namespaces that discovery lists
 func (r *run) clientCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	command := func(usage string, least int, f func(context.Context, kubernetes.Interface, []string) (string, error)) func(*testscript.TestScript, bool, []string) {
@@ -113,6 +115,21 @@ func (r *run) clientCommands() map[string]func(*testscript.TestScript, bool, []s
 				return "", fmt.Errorf("there is no certificate of %s", a[0])
 			}
 			return dial(ctx, k, leaf, a[1], a[2], a[3])
+		}),
+		"load": command("load NAME NS APP TO SERVICE N", 6, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
+			l, err := startLoad(ctx, k, a[1], a[2], a[3], a[4], a[5])
+			if err == nil {
+				r.loads[a[0]] = l
+			}
+			return "", err
+		}),
+		"unload": command("unload NAME", 1, func(_ context.Context, _ kubernetes.Interface, a []string) (string, error) {
+			l := r.loads[a[0]]
+			if l == nil {
+				return "", fmt.Errorf("there is no load %s", a[0])
+			}
+			delete(r.loads, a[0])
+			return l.stop(), nil
 		}),
 		"rights": command("rights PLANE NS…", 2, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
 			p, err := r.o.Names.plane(a[0])
@@ -239,6 +256,8 @@ func subscribe(ctx context.Context, conn grpc.ClientConnInterface, pod *corev1.P
 
 // dial trusts the target's mesh, so that it is the target who refuses. A refusal is output, not an error.
 func dial(ctx context.Context, k kubernetes.Interface, leaf *x509svid.SVID, ns, app, port string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	pod, err := podOf(ctx, k, ns, app)
 	if err != nil {
 		return "", err
@@ -254,7 +273,7 @@ func dial(ctx context.Context, k kubernetes.Interface, leaf *x509svid.SVID, ns, 
 	}
 	config := tlsconfig.MTLSClientConfig(leaf, x509bundle.FromX509Authorities(domain, roots), tlsconfig.AuthorizeID(server))
 	config.NextProtos = []string{"istio-http/1.1"} // what a sidecar says that it speaks
-	raw, err := (&net.Dialer{Timeout: callTimeout}).DialContext(ctx, "tcp", net.JoinHostPort(pod.Status.PodIP, port))
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(pod.Status.PodIP, port))
 	if err != nil {
 		return "", err
 	}

@@ -10,6 +10,7 @@
 //	count N REGEXP                   how many of its lines match
 //	code N                           how it ended
 //	same NAME                        its output equals what an earlier `keep NAME` kept; `differs NAME` is the opposite
+//	print                            prints what the last line printed below the table
 //	deviates D-93                    the next line or what it prints is not the document's; why is in deviations.txt
 //
 // A failing check makes its row red and nothing else: the script goes on to its end.
@@ -124,7 +125,12 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 	if err := os.WriteFile(lib, library, 0o600); err != nil {
 		return nil, err
 	}
-	r := &run{ctx: ctx, o: o, kept: map[string]string{}}
+	r := &run{ctx: ctx, o: o, kept: map[string]string{}, loads: map[string]*load{}}
+	defer func() {
+		for _, l := range r.loads {
+			l.stop()
+		}
+	}()
 	t := &harness{verbose: o.Verbose, out: o.Out}
 	done := make(chan any)
 	go func() { // testscript ends a run by a panic of its own through FailNow
@@ -189,6 +195,8 @@ type run struct {
 	output     string
 	code       int
 	kept       map[string]string
+	loads      map[string]*load // under way
+	figures    []string
 	deviations []string
 }
 
@@ -249,6 +257,11 @@ func (r *run) commands() map[string]func(*testscript.TestScript, bool, []string)
 			need(ts, len(a) == 1, "code N")
 			if strconv.Itoa(r.code) != a[0] {
 				r.red(fmt.Sprintf("exit code %d, not %s", r.code, a[0]))
+			}
+		},
+		"print": func(_ *testscript.TestScript, _ bool, _ []string) {
+			if r.output != "" {
+				r.figures = append(r.figures, r.current.ID+": "+strings.TrimSpace(r.output))
 			}
 		},
 		"keep": func(ts *testscript.TestScript, _ bool, a []string) { r.kept[a[0]] = r.output },
@@ -350,6 +363,12 @@ func (r *run) print() {
 		if row.Red() {
 			fmt.Fprintf(r.o.Out, "\n%s: %s\n", row.ID, row.Seen)
 		}
+	}
+	if len(r.figures) > 0 {
+		fmt.Fprintln(r.o.Out, "\nFigures:")
+	}
+	for _, f := range r.figures {
+		fmt.Fprintln(r.o.Out, "  "+f)
 	}
 	if len(r.deviations) > 0 {
 		fmt.Fprintln(r.o.Out, "\nRun otherwise than the document has it:")
