@@ -346,9 +346,9 @@ func TestPodDeleted(t *testing.T) {
 	r := startPlane(t)
 	r.configure()
 	r.put("shop", heddlev1alpha1.Member)
+	r.api.Put("pods", cartPod("cart-1")) // before the plane begins: made and deleted within one round it would never be seen
 	r.run(t)
 	r.log.await(t, "msg=serving")
-	r.api.Put("pods", cartPod("cart-1"))
 	uid := r.api.Get("pods", "shop", "cart-1", "metadata", "uid")
 	r.api.Review = func(s authenticationv1.TokenReviewSpec) authenticationv1.TokenReviewStatus {
 		out := podsOnly(s)
