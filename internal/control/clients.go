@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -40,7 +39,7 @@ func nodeMeta(n *corev3.Node, key string) string {
 
 // clients admits proxies to xDS and keeps each in the groups that it should hold.
 type clients struct {
-	log      *slog.Logger
+	rejected func(ctx context.Context, r rejection) // told of each response that a proxy would not take
 	gate     *identity.Gate
 	pipeline *Pipeline
 	debug    *debug
@@ -79,9 +78,7 @@ func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) 
 		Groups:  func() []xds.Group { return s.pipeline.Groups(c.scope) },
 		Confirm: func() error { return s.confirm(caller) },
 		OnNack: func(typeURL, version, detail string, origins []string) {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "client rejected resources", slog.String("client", id),
-				slog.String("type", typeURL), slog.String("version", version),
-				slog.String("detail", detail), slog.Any("ref", origins))
+			s.rejected(ctx, rejection{client: id, typeURL: typeURL, version: version, detail: detail, origins: origins})
 		},
 	}, nil
 }

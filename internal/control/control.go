@@ -104,6 +104,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	tasks, running := errgroup.WithContext(ctx)
 	p := &plane{Options: o, cluster: cluster, registry: obs.Registry(), tasks: tasks}
+	p.labelled = prometheus.WrapRegistererWith(prometheus.Labels{"mesh": string(o.Mesh)}, p.registry)
 	err = p.serveHealth(running)
 	if err == nil {
 		err = p.start(running)
@@ -122,6 +123,7 @@ type plane struct {
 	Options
 	cluster  *kube.Cluster
 	registry *prometheus.Registry
+	labelled prometheus.Registerer // the same; what is registered here says which mesh it is about
 	tasks    *errgroup.Group
 	ready    atomic.Bool
 	debug    atomic.Pointer[debug] // nil until there is something to show
@@ -161,18 +163,18 @@ func (p *plane) start(ctx context.Context) error {
 		server.Close(inNamespace(namespace), errLeft(namespace, p.Mesh))
 	})
 	pods := newGone(pipeline.Workload, time.Now)
-	refused := newRefusals(p.Log, p.registry, p.cluster.Events(ctx, p.Namespace, p.PodName, "istiod"+p.suffix()))
+	refused := newRefusals(p.Log, p.labelled, p.cluster.Events(ctx, p.Namespace, "istiod"+p.suffix()))
 	p.gate = &identity.Gate{
 		Audience: "heddle.dev/" + p.Namespace + "/" + string(p.Mesh), AcceptShared: settings.Audience() == identity.SharedAudience,
 		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
 		Clusters: home{p.cluster}, Members: members, Pods: pods, Refused: refused.note,
 	}
 	d := &debug{options: p.Options, pipeline: pipeline, meters: g.Meters}
-	admission := &clients{log: p.Log, gate: p.gate, pipeline: pipeline, debug: d}
+	admission := &clients{rejected: refused.rejected, gate: p.gate, pipeline: pipeline, debug: d}
 	server = xds.NewServer(xds.Options{Log: p.Log, Types: served, Admit: admission.admit, ControlPlane: p.identifier()})
 	d.server = server
-	p.registry.MustRegister(&metrics{
-		options: p.Options, began: time.Now(), server: server, meters: g.Meters, rootExpiry: authority.NotAfter(),
+	p.labelled.MustRegister(&metrics{
+		options: p.Options, began: time.Now(), server: server, meters: g.Meters, members: members, rootExpiry: authority.NotAfter(),
 	})
 
 	g.OnPublish(func(rev graph.Rev) {
@@ -201,7 +203,7 @@ func (p *plane) start(ctx context.Context) error {
 		return err
 	}
 	if err := p.serveWebhooks(ctx, serving, inject.Handler(inject.Options{
-		Params: config.params, Members: members, Registerer: p.registry, Log: p.Log,
+		Params: config.params, Members: members, Registerer: p.labelled, Log: p.Log,
 	})); err != nil {
 		return err
 	}

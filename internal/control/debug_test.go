@@ -68,19 +68,20 @@ type hall struct {
 	server    *xds.Server
 	conn      *grpc.ClientConn
 	refused   chan identity.Refusal
+	rejected  chan rejection
 }
 
 func newHall(t *testing.T) *hall {
 	t.Helper()
 	o := Options{Mesh: "one", Namespace: system, Revision: "default", Cluster: "c1", PodName: "istiod-1", APIVersion: "v1.30.3", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	h := &hall{world: newWorld("one"), plane: &plane{Options: o, registry: obs.Registry()}, refused: make(chan identity.Refusal, 100)}
+	h := &hall{world: newWorld("one"), plane: &plane{Options: o, registry: obs.Registry()}, refused: make(chan identity.Refusal, 100), rejected: make(chan rejection, 100)}
 	h.gate = &identity.Gate{
 		Audience: audience, RootNamespace: system, TrustDomain: "cluster.local", Home: "c1",
 		Clusters: tokens{}, Members: namespaces{system, "shop"}, Pods: newGone(h.Workload, nil),
 		Refused: func(_ context.Context, r identity.Refusal) { h.refused <- r },
 	}
 	d := &debug{options: o, pipeline: h.Pipeline, meters: h.graph.Meters}
-	h.admission = &clients{log: o.Log, gate: h.gate, pipeline: h.Pipeline, debug: d}
+	h.admission = &clients{rejected: func(_ context.Context, r rejection) { h.rejected <- r }, gate: h.gate, pipeline: h.Pipeline, debug: d}
 	h.server = xds.NewServer(xds.Options{Log: o.Log, Types: served, Admit: h.admission.admit, ControlPlane: o.identifier()})
 	d.server = h.server
 	h.debug.Store(d)
@@ -163,6 +164,9 @@ func TestSyncStatus(t *testing.T) {
 			}
 			if err := c.Subscribe(routeType, "80"); err != nil {
 				t.Fatal(err)
+			}
+			if r := <-h.rejected; r.client != "cart-1.shop" || r.typeURL != listenerType || r.detail != "no such filter" {
+				t.Errorf("told of %+v", r)
 			}
 			// A rejected response may be sent again in parts; each is rejected.
 			for range 20 {

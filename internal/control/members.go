@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
@@ -51,6 +52,7 @@ type member struct {
 	watches  map[string]*kube.Watch // by resource
 	rootSeen chan *string           // the root that the namespace holds, nil for none; the newest only
 	done     version                // what was reported
+	ready    metav1.Condition       // as reported
 }
 
 // version is one state of what a Membership asks for.
@@ -80,6 +82,19 @@ func (m *members) phase(namespace string) (heddlev1alpha1.Phase, <-chan struct{}
 		return e.latest.Spec.Phase, m.changed
 	}
 	return "", m.changed
+}
+
+// in counts the namespaces of a phase.
+func (m *members) in(phase heddlev1alpha1.Phase) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for _, e := range m.byNS {
+		if e.latest != nil && e.latest.Spec.Phase == phase {
+			n++
+		}
+	}
+	return n
 }
 
 func joins(p heddlev1alpha1.Phase) bool { return p != "" && p != heddlev1alpha1.Leaving }
@@ -316,8 +331,17 @@ func (e *member) key() mesh.ObjectKey {
 
 // report says on the Membership what was done about it. A conflict means that a newer one is on its way and will wake us.
 func (e *member) report(obj *heddlev1alpha1.Membership, in bool) error {
+	if e.ready.Status != readiness(in) {
+		e.ready = metav1.Condition{
+			Type: "Ready", Status: readiness(in), Reason: "Left", Message: "watches are closed and the mesh's root is deleted", LastTransitionTime: metav1.Now(),
+		}
+		if in {
+			e.ready.Reason, e.ready.Message = "Joined", "watches are open and the mesh's root is written"
+		}
+	}
+	e.ready.ObservedGeneration = obj.Generation
 	err := e.cluster.ReportMembership(e.ctx, obj, heddlev1alpha1.MembershipStatus{
-		Watching: in, RootWritten: in, UID: obj.UID, Generation: obj.Generation,
+		Watching: in, RootWritten: in, UID: obj.UID, Generation: obj.Generation, Conditions: []metav1.Condition{e.ready},
 	})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return nil
@@ -326,6 +350,13 @@ func (e *member) report(obj *heddlev1alpha1.Membership, in bool) error {
 		e.done = version{obj.UID, obj.Generation}
 	}
 	return err
+}
+
+func readiness(in bool) metav1.ConditionStatus {
+	if in {
+		return metav1.ConditionTrue
+	}
+	return metav1.ConditionFalse
 }
 
 // rootSink hears what the namespace's root ConfigMap holds; the newest word counts.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
@@ -14,6 +15,7 @@ var (
 	clientsDesc     = prometheus.NewDesc("pilot_xds", "Connected proxies.", []string{"version"}, nil)
 	uptimeDesc      = prometheus.NewDesc("istiod_uptime_seconds", "Time since the plane began.", nil, nil)
 	rootExpiryDesc  = prometheus.NewDesc("citadel_server_root_cert_expiry_timestamp", "When the signing certificate ends, in seconds since 1970.", nil, nil)
+	membersDesc     = prometheus.NewDesc("heddle_members", "Namespaces of the mesh, by the phase of their Membership.", []string{"phase"}, nil)
 	marshalledDesc  = prometheus.NewDesc("heddle_xds_marshalled_total", "Messages and fragments marshalled, once for all clients.", nil, nil)
 	responsesDesc   = prometheus.NewDesc("heddle_xds_responses_total", "Discovery responses sent.", nil, nil)
 	bytesDesc       = prometheus.NewDesc("heddle_xds_response_bytes_total", "Bytes of discovery responses sent.", nil, nil)
@@ -27,6 +29,7 @@ type metrics struct {
 	began      time.Time
 	server     *xds.Server
 	meters     func() []graph.Meter
+	members    *members
 	rootExpiry time.Time
 }
 
@@ -52,6 +55,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for v, n := range versions {
 		gauge(clientsDesc, n, v)
+	}
+	for _, phase := range []heddlev1alpha1.Phase{heddlev1alpha1.Joining, heddlev1alpha1.Member, heddlev1alpha1.Leaving} {
+		gauge(membersDesc, float64(m.members.in(phase)), string(phase))
 	}
 	s := m.server.Stats()
 	counter(marshalledDesc, float64(s.Marshalled))

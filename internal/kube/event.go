@@ -8,21 +8,21 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Events writes warnings about one pod into its namespace. Like ones are counted up rather than written anew, and a
+// Events writes warnings about one Deployment into its namespace. Like ones are counted up rather than written anew, and a
 // source that repeats itself is held back, as Kubernetes' own components do. Safe for concurrent use; it never blocks.
 type Events struct {
 	recorder record.EventRecorder
 	about    *corev1.ObjectReference
 }
 
-// Events returns a writer of events about the named pod. It stops with ctx.
-func (c *Cluster) Events(ctx context.Context, namespace, pod, component string) *Events {
+// Events returns a writer of events about the named Deployment, which is their source too. It stops with ctx.
+func (c *Cluster) Events(ctx context.Context, namespace, deployment string) *Events {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(eventSink{ctx, c, namespace})
 	context.AfterFunc(ctx, broadcaster.Shutdown)
 	return &Events{
-		recorder: broadcaster.NewRecorder(c.scheme, corev1.EventSource{Component: component}),
-		about:    &corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: namespace, Name: pod},
+		recorder: broadcaster.NewRecorder(c.scheme, corev1.EventSource{Component: deployment}),
+		about:    &corev1.ObjectReference{Kind: "Deployment", APIVersion: "apps/v1", Namespace: namespace, Name: deployment},
 	}
 }
 

@@ -259,12 +259,12 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// Warnings about a pod become events in its namespace; the same one again is counted.
+// Warnings about a Deployment become events in its namespace; the same one again is counted.
 func TestEvents(t *testing.T) {
 	server := kubetest.New(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	e := open(t, server).Events(ctx, "istio-system", "istiod-1", "istiod")
+	e := open(t, server).Events(ctx, "istio-system", "istiod-1")
 	e.Warn("CallRefused", "no token")
 	server.Await("an event", func() bool {
 		return server.Asked(http.MethodPost, "/api/v1/namespaces/istio-system/events", http.StatusCreated)
@@ -274,7 +274,7 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	if posted.Type != corev1.EventTypeWarning || posted.Reason != "CallRefused" || posted.Message != "no token" ||
-		posted.InvolvedObject.Kind != "Pod" || posted.InvolvedObject.Name != "istiod-1" || posted.Source.Component != "istiod" {
+		posted.InvolvedObject.Kind != "Deployment" || posted.InvolvedObject.Name != "istiod-1" || posted.Source.Component != "istiod-1" {
 		t.Errorf("posted %+v", posted)
 	}
 	e.Warn("CallRefused", "no token")

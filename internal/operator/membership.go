@@ -303,6 +303,7 @@ func (m *membership) join(ctx context.Context, namespace string, want wanted, s 
 	if s.membership == nil || s.membership.Spec.Phase != o.Spec.Phase {
 		m.log.LogAttrs(ctx, slog.LevelInfo, "namespace joins", slog.String("namespace", namespace),
 			slog.String("mesh", string(want.mesh)), slog.String("phase", string(o.Spec.Phase)))
+		m.events.Eventf(o, nil, corev1.EventTypeNormal, string(o.Spec.Phase), "Join", "namespace %s joins mesh %s", namespace, want.mesh)
 	}
 	// A mesh that no longer has selectors has the rights of a member for the whole cluster.
 	if want.plane.selectors == nil && s.binding != nil {
@@ -325,6 +326,7 @@ func (m *membership) leave(ctx context.Context, namespace string, s standing) (t
 				return 0, err
 			}
 			m.log.LogAttrs(ctx, slog.LevelInfo, "namespace leaves", slog.String("namespace", namespace), slog.String("mesh", string(s.mesh)))
+			m.events.Eventf(o, nil, corev1.EventTypeNormal, string(heddlev1alpha1.Leaving), "Leave", "namespace %s leaves mesh %s", namespace, s.mesh)
 			m.leaving[o.UID] = m.now()
 			return leaveTimeout, nil
 		}

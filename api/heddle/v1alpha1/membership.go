@@ -75,6 +75,11 @@ type MembershipStatus struct {
 	// Generation is metadata.generation of the Membership that the status speaks of.
 	// +optional
 	Generation int64 `json:"generation,omitempty"`
+	// Conditions: Ready is true while the control plane serves the namespace.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
 // MembershipList is a list of Memberships.
