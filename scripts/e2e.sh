@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 export HEDDLE_INSTANCE=test
 
 local() { bin/heddle-local "$@"; }
-fresh() { local down && local up; }
+fresh() { local down && local up --nodes 1; }
 step() { printf '\n== %s (%(%H:%M:%S)T)\n' "$1" -1; }
 
 step "the local cluster itself: boot, kill, repair, take away"
@@ -17,16 +17,40 @@ local down && local up --nodes 0 --controllers
 HEDDLE_ENVOY="$(go -C local run ./cmd/image -envoy)" KUBECONFIG="$(local kubeconfig)" go test -tags e2e -count=1 -p 1 ./...
 
 step "S1, with its clean-up"
-local down && local up --nodes 1
+fresh
 local verify s1
 
 step "S0, as its document has it"
 fresh
 local verify s0
 
-step "negative controls on the cluster that S0 made"
+step "status is true"
+local verify status
+
+step "negative controls"
 local verify controls
 
-step "S0, with names that no document uses"
+step "a plane held away under traffic"
+local verify faults
+
+step "the same rows with state-of-the-world discovery"
+local verify sotw
+
+step "the documents' other items"
 fresh
-local verify s0 --random
+local verify s0
+local verify items
+
+step "a default plane, alone on its cluster"
+fresh
+local verify default
+
+step "S0 with names that no document uses, and selectors in other forms"
+fresh
+local verify s0 --random --selectors expressions
+fresh
+local verify s0 --random --selectors two
+
+step "S1 with names that no document uses"
+fresh
+local verify s1 --random --document s1
