@@ -117,7 +117,10 @@ func newLab(t *testing.T, delta bool) *lab {
 		Refused: func(_ context.Context, r identity.Refusal) { t.Errorf("refused: %+v", r) },
 	}
 	l.debug = &debug{options: options, pipeline: l.Pipeline, meters: l.graph.Meters}
-	admission := &clients{log: options.Log, gate: gate, pipeline: l.Pipeline, debug: l.debug}
+	admission := &clients{
+		gate: gate, pipeline: l.Pipeline, debug: l.debug, streams: map[mesh.WorkloadKey]int{},
+		rejected: func(context.Context, rejection) {}, // seen in syncz
+	}
 	l.server = xds.NewServer(xds.Options{Log: options.Log, Types: served, Admit: admission.admit})
 	l.debug.server = l.server
 	l.graph.OnPublish(func(rev graph.Rev) {
