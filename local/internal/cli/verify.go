@@ -19,7 +19,6 @@ import (
 
 func verifyCommand(o *options) *cobra.Command {
 	v := verify.Options{}
-	var seed uint64
 	var random bool
 	var red, document string
 	cmd := &cobra.Command{
@@ -58,11 +57,11 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 				return err
 			}
 			if random {
-				if seed == 0 {
-					seed = rand.Uint64N(1 << 32)
+				if v.Seed == 0 {
+					v.Seed = rand.Uint64N(1 << 32)
 				}
-				v.Names = verify.Random(seed)
-				fmt.Fprintf(v.Out, "names of seed %d (repeat with --random --seed %d): %+v\n", seed, seed, v.Names)
+				v.Names = verify.Random(v.Seed)
+				fmt.Fprintf(v.Out, "names of seed %d (repeat with --random --seed %d): %+v\n", v.Seed, v.Seed, v.Names)
 			}
 			if v.Selectors != "" && !slices.Contains(verify.SelectorForms, v.Selectors) {
 				return fmt.Errorf("--selectors %s: there are %s", v.Selectors, strings.Join(verify.SelectorForms, ", "))
@@ -76,7 +75,7 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 	fs := cmd.Flags()
 	fs.BoolVarP(&v.Verbose, "verbose", "v", false, "print each line that is run, and its output")
 	fs.BoolVar(&random, "random", false, "use names that no document uses")
-	fs.Uint64Var(&seed, "seed", 0, "of the random names; 0 draws one")
+	fs.Uint64Var(&v.Seed, "seed", 0, "of random names and random order; 0 draws one")
 	fs.StringVar(&document, "document", "", "whose names a script uses that is not a document itself: s0 or s1")
 	fs.StringVar(&v.Selectors, "selectors", "", "write the discovery selectors of s0 in another form: "+strings.Join(verify.SelectorForms, ", "))
 	fs.StringVar(&red, "red", "", "the rows that must be red, comma-separated; any other outcome is an error")

@@ -52,18 +52,23 @@ func startLoad(ctx context.Context, k kubernetes.Interface, ns, app, toNS, servi
 	}
 	port := strconv.Itoa(int(to.Spec.Ports[0].Port))
 	address := net.JoinHostPort(to.Spec.ClusterIP, port) // the namespace has the pod's network, not its resolver
+	url := "http://" + net.JoinHostPort(service+"."+toNS, port) + "/status/200"
+	return begin(ctx, url, perSecond, func(ctx context.Context) (net.Conn, error) { return in.dial(ctx, address) }), nil
+}
+
+func begin(ctx context.Context, url string, perSecond int, dial func(context.Context) (net.Conn, error)) *load {
 	client := func(closes bool) *http.Client {
 		return &http.Client{Timeout: answerWithin, Transport: &http.Transport{
 			DisableKeepAlives: closes, MaxIdleConnsPerHost: perSecond,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return in.dial(ctx, address) },
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		}}
 	}
+	clients := []*http.Client{client(false), client(true)}
 	ctx, cancel := context.WithCancel(ctx)
 	l := &load{cancel: cancel, lost: map[string]int{}, ended: map[string]time.Duration{}}
-	clients := []*http.Client{client(false), client(true)}
-	url := "http://" + net.JoinHostPort(service+"."+toNS, port) + "/status/200"
 	began := time.Now()
 	l.done.Go(func() {
+		defer clients[0].CloseIdleConnections()
 		tick := time.NewTicker(time.Second / time.Duration(perSecond))
 		defer tick.Stop()
 		for i := 0; ; i++ {
@@ -75,12 +80,12 @@ func startLoad(ctx context.Context, k kubernetes.Interface, ns, app, toNS, servi
 			}
 		}
 	})
-	return l, nil
+	return l
 }
 
 func (l *load) send(ctx context.Context, c *http.Client, url string, began time.Time) {
 	start := time.Now()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil) // net/http would send a GET again that was cut off
 	var resp *http.Response
 	if err == nil {
 		resp, err = c.Do(req)

@@ -75,6 +75,7 @@ type Options struct {
 	Script     string // s0, s1 …
 	Instance   string // the local installation
 	Names      Names
+	Seed       uint64 // of what a script does at random; 0: it draws one
 	Selectors  string // form of S0's discovery selectors: empty as written, or one of SelectorForms
 	Bin        string // where heddle, istioctl, oc and kubectl lie
 	Peer       string // where an unmodified istioctl lies as peer-istioctl; empty: rows that need it are left out
@@ -140,6 +141,7 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 			Setup: func(e *testscript.Env) error {
 				e.Setenv("PATH", o.path())
 				e.Setenv("BASH_ENV", lib)
+				e.Setenv("SEED", strconv.FormatUint(o.Seed, 10))
 				e.Setenv("KUBECONFIG", o.Kubeconfig)
 				e.Setenv("HOME", os.Getenv("HOME"))
 				e.Setenv("PEER", o.Peer)
