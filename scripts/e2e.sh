@@ -33,13 +33,15 @@ local verify controls
 step "a plane held away under traffic"
 local verify faults
 
-step "the same rows with state-of-the-world discovery"
-local verify sotw
-
 step "the documents' other items"
 fresh
 local verify s0
 local verify items
+
+step "the rows of S0 with state-of-the-world discovery"
+fresh
+local verify s0
+local verify sotw
 
 step "a default plane, alone on its cluster"
 fresh
