@@ -69,13 +69,12 @@ func begin(ctx context.Context, url string, perSecond int, dial func(context.Con
 	began := time.Now()
 	l.done.Go(func() {
 		defer clients[0].CloseIdleConnections()
-		tick := time.NewTicker(time.Second / time.Duration(perSecond))
-		defer tick.Stop()
 		for i := 0; ; i++ {
+			// By the schedule, not by a ticker, which leaves out what it is late for.
 			select {
 			case <-ctx.Done():
 				return
-			case <-tick.C:
+			case <-time.After(time.Until(began.Add(time.Duration(i) * time.Second / time.Duration(perSecond)))):
 				l.done.Go(func() { l.send(context.WithoutCancel(ctx), clients[i%2], url, began) })
 			}
 		}
