@@ -20,6 +20,8 @@ import (
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	securityv1 "istio.io/api/security/v1alpha1"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
@@ -79,6 +81,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 				log.LogAttrs(serving, slog.LevelWarn, "Envoy rejected configuration", slog.String("type", typeURL), slog.String("err", nack))
 			}
 		},
+		// A pod that ends may be gone from the API server, and its token void, before its containers are.
+		Last: func(end error) bool { return st.draining.Load() && status.Code(end) == codes.Unauthenticated },
 	}, &secrets{rotation: rotation, root: c.Root, log: log}, st, admin); err != nil {
 		stop()
 		return errors.Join(err, group.Wait())

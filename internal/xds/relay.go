@@ -19,12 +19,15 @@ type Relay struct {
 	// OnResponse is told when the proxy has accepted a response of the type (nack is empty) or rejected it. It is
 	// called from each stream's goroutine and must not block. May be nil.
 	OnResponse func(typeURL, nack string)
+	// Last tells whether an upstream's end is for good: the proxy's stream then stays open, with nothing more to come, as it
+	// would only try again. May be nil: no end is.
+	Last func(end error) bool
 }
 
 // Register adds the service, with both of its methods.
 func (r *Relay) Register(reg grpc.ServiceRegistrar) { reg.RegisterService(serviceDesc(r.serve), nil) }
 
-// serve ends with either side; what the upstream ends with is what the proxy sees.
+// serve ends with either side, but for Last; what the upstream ends with is what the proxy sees.
 func (r *Relay) serve(f *form, down grpc.ServerStream) error {
 	up, err := r.Upstream.NewStream(down.Context(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
 		"/"+service+"/"+f.method, grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(maxResponse))
@@ -38,6 +41,9 @@ func (r *Relay) serve(f *form, down grpc.ServerStream) error {
 		if err := up.RecvMsg(&in); err != nil {
 			if errors.Is(err, io.EOF) {
 				return nil
+			}
+			if r.Last != nil && r.Last(err) {
+				<-down.Context().Done()
 			}
 			return err
 		}

@@ -45,6 +45,32 @@ func TestRelay(t *testing.T) {
 	})
 }
 
+// TestRelayLast: an end that is for good leaves the proxy's stream open, so that the proxy does not call again.
+func TestRelayLast(t *testing.T) {
+	each(t, func(t *testing.T, form xdstest.Form) {
+		f := serve(t, nil)
+		f.Publish(1, []xds.Change{set("a", cluster("x", 1))})
+		ends := make(chan error, 1)
+		relay := &xds.Relay{Upstream: f.conn, Last: func(end error) bool {
+			ends <- end
+			return status.Code(end) == codes.Unauthenticated
+		}}
+		below := &fixture{ended: make(chan error, 10)}
+		conn := listen(t, relay.Register, below)
+		ctx, cancel := context.WithCancel(t.Context())
+		c := must(xdstest.Connect(ctx, conn, form, &corev3.Node{Id: "p", Cluster: "a"}))
+		check(t, c.Subscribe(cds))
+		next(t, c, "x")
+		f.Close(nil, status.Error(codes.Unauthenticated, "the pod is deleted"))
+		if end := <-ends; status.Code(end) != codes.Unauthenticated {
+			t.Fatalf("the upstream ended with %v", end)
+		}
+		check(t, c.Subscribe(eds)) // sent into a stream that is still open
+		cancel()
+		wantEnd(t, c, codes.Canceled, "")
+	})
+}
+
 // TestClient follows a server over a reconnection and rejects what it can't apply.
 func TestClient(t *testing.T) {
 	f := serve(t, nil)
