@@ -177,6 +177,10 @@ type Fields struct {
 	VirtualInterfaces, ExcludeInterfaces     string
 }
 
+// nameRunes are what the name of an interface may be made of here. The kernel allows more, but the names are written into
+// a program of nft, where a star is a wildcard and a backslash no escape.
+const nameRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@+"
+
 // Parse reads the fields, and names every fault at once.
 func Parse(f Fields) (Redirection, error) {
 	var faults []error
@@ -215,7 +219,7 @@ func Parse(f Fields) (Redirection, error) {
 	names := func(name, s string) []string {
 		l := split(s)
 		for _, v := range l {
-			if len(v) > 15 || strings.ContainsAny(v, "\"\\/ \t\n") {
+			if len(v) > 15 || strings.Trim(v, nameRunes) != "" {
 				faults = append(faults, fmt.Errorf("%s: %q is not the name of an interface", name, v))
 			}
 		}
