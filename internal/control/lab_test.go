@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,6 +70,7 @@ type lab struct {
 	debug          *debug
 	client, target *meshtest.Pod
 	proxies        map[string]*meshtest.Proxy
+	open           atomic.Int32 // connections to the server pod's HTTP application, which closes none
 }
 
 // labTokens take "NAMESPACE:ACCOUNT:POD" for a token of the mesh.
@@ -192,6 +194,14 @@ func (l *lab) serve(t *testing.T) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s from %s for %s", r.Proto, host, r.Header.Get("X-Forwarded-Client-Cert"))
 	})}
+	web.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			l.open.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			l.open.Add(-1)
+		}
+	}
 	web.Protocols.SetHTTP1(true)
 	web.Protocols.SetUnencryptedHTTP2(true)
 	listener := l.target.Listen(t, ":8080")
@@ -297,6 +307,12 @@ func TestLab(t *testing.T) {
 					}
 				}
 			}
+
+			// The proxy ends idle connections to the application, before that does so with a request under way.
+			meshtest.Await(t, "the idle connections to the application to be closed", func() (bool, string) {
+				n := l.open.Load()
+				return n == 0, fmt.Sprint(n, " are open")
+			})
 
 			// A changed cluster is warm at once, as Envoy gets its assignment again: without, it would be so for ever.
 			modified := map[string]int{}

@@ -141,6 +141,11 @@ func BlackHole() *clusterv3.Cluster {
 	return c
 }
 
+// idleToApplication is how long a connection to the application is kept for another request. Servers close theirs after
+// two to five seconds (gunicorn, Node.js, uvicorn, Go with a ReadTimeout), and a request that crosses that is lost: it
+// may have been read, so nobody sends it again. A new connection within the pod costs next to nothing.
+const idleToApplication = time.Second
+
 // Inbound renders the cluster of a workload's port, or for port 0 of all that have none. The source address tells the
 // redirection that the connection has been through the proxy.
 func Inbound(port uint32, ipv6 bool) *clusterv3.Cluster {
@@ -154,7 +159,9 @@ func Inbound(port uint32, ipv6 bool) *clusterv3.Cluster {
 	if ipv6 {
 		c.UpstreamBindConfig.ExtraSourceAddresses = []*corev3.ExtraSourceAddress{{Address: address("::6", 0).GetSocketAddress()}}
 	}
-	c.TypedExtensionProtocolOptions = httpOptions(asDownstream())
+	o := asDownstream()
+	o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: span(idleToApplication)}
+	c.TypedExtensionProtocolOptions = httpOptions(o)
 	return c
 }
 

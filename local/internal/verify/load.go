@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,12 +90,13 @@ func (l *load) send(ctx context.Context, c *http.Client, url string, began time.
 	if err == nil {
 		resp, err = c.Do(req)
 	}
+	var body []byte
 	if err == nil {
-		_, err = io.Copy(io.Discard, resp.Body)
+		body, err = io.ReadAll(resp.Body)
 		err = errors.Join(err, resp.Body.Close())
 	}
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = errors.New(resp.Status)
+		err = fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body)) // a proxy's answer says there what failed
 	}
 	took := time.Since(start)
 	l.mu.Lock()
