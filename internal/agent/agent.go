@@ -43,14 +43,14 @@ const (
 func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	ctx, quit := context.WithCancel(ctx)
 	defer quit()
-	discovery, err := dial(c.Discovery, c)
+	discovery, err := dial(c.Discovery, c, log)
 	if err != nil {
 		return err
 	}
 	defer discovery.Close()
 	ca := discovery
 	if c.CA != c.Discovery {
-		if ca, err = dial(c.CA, c); err != nil {
+		if ca, err = dial(c.CA, c, log); err != nil {
 			return err
 		}
 		defer ca.Close()

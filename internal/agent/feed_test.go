@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -89,6 +90,24 @@ func write(t *testing.T, path, content string) {
 	}
 }
 
+// lines is a log that goroutines write.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) all() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // The token is read for each call and the root for each connection; a plane of another mesh is refused.
 func TestUpstream(t *testing.T) {
 	a, foreign := newAuthority(t), newAuthority(t)
@@ -99,9 +118,10 @@ func TestUpstream(t *testing.T) {
 	c := Config{ClusterID: "east", Token: filepath.Join(dir, "token"), Root: filepath.Join(dir, "root")}
 	write(t, c.Root, foreign.Roots())
 	write(t, c.Token, "first\n")
+	var said lines
 	connect := func(host string) securityv1.IstioCertificateServiceClient {
 		t.Helper()
-		conn, err := dial(net.JoinHostPort(host, port), c)
+		conn, err := dial(net.JoinHostPort(host, port), c, slog.New(slog.NewTextHandler(&said, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,6 +138,9 @@ func TestUpstream(t *testing.T) {
 	write(t, c.Root, a.Roots())
 	if _, err := identity.Obtain(t.Context(), client, time.Hour); err != nil {
 		t.Fatal(err)
+	}
+	if got := said.all(); strings.Count(got, "level=WARN") != 1 || !strings.Contains(got, "unknown authority") || !strings.Contains(got, "reached again") {
+		t.Errorf("of a plane refused again and again, then accepted, the log says\n%s", got)
 	}
 	ca.token = "second"
 	if _, err := identity.Obtain(t.Context(), client, time.Hour); status.Code(err) != codes.Unauthenticated {
