@@ -27,11 +27,18 @@ local verify s0
 step "status is true"
 local verify status
 
+step "what nothing to do costs"
+local verify idle
+
 step "negative controls"
 local verify controls
 
 step "a plane held away under traffic"
 local verify faults
+
+step "any order, and an API server that dies, come out as a fresh install"
+fresh
+local verify order
 
 step "the documents' other items"
 fresh
