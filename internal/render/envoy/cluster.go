@@ -142,9 +142,10 @@ func BlackHole() *clusterv3.Cluster {
 }
 
 // idleToApplication is how long a connection to the application is kept for another request. Servers close theirs after
-// two to five seconds (gunicorn, Node.js, uvicorn, Go with a ReadTimeout), and a request that crosses that is lost: it
-// may have been read, so nobody sends it again. A new connection within the pod costs next to nothing.
-const idleToApplication = time.Second
+// two to five seconds (gunicorn, Node.js, uvicorn, Go with a ReadTimeout), some after one if it has yet to carry its first,
+// and a request that crosses that is lost: it may have been read, so nobody sends it again. A new connection within the
+// pod costs next to nothing.
+const idleToApplication = 500 * time.Millisecond
 
 // Inbound renders the cluster of a workload's port, or for port 0 of all that have none. The source address tells the
 // redirection that the connection has been through the proxy.
