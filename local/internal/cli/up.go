@@ -242,7 +242,7 @@ func loadCommand(o *options) *cobra.Command {
 			say := sayer{cmd.OutOrStdout(), time.Now()}
 			var images cluster.Images
 			err = say.timed(cmd.Context(), "images", func(ctx context.Context) (err error) {
-				images, err = build(ctx, inst, state.Checkout, names, say)
+				images, err = build(ctx, inst, cmp.Or(findCheckout(), state.Checkout), names, say)
 				return err
 			})
 			if err != nil {
