@@ -11,11 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
-	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,9 +22,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -36,10 +29,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
 	authenticationv1 "k8s.io/api/authentication/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -48,9 +39,6 @@ const (
 	callTimeout = 5 * time.Second
 	refusalWait = time.Second // a handshake away
 	trustDomain = "cluster.local"
-	rootName    = "istio-ca-root-cert" // ConfigMap with a mesh's root in each of its namespaces
-	rootKey     = "root-cert.pem"
-	reviewers   = 16 // access reviews at a time
 )
 
 // plane is a control plane as a proxy finds it.
@@ -302,186 +290,4 @@ func dial(ctx context.Context, k kubernetes.Interface, leaf *x509svid.SVID, ns, 
 	}
 	line, _, _ := strings.Cut(string(head[:n]), "\r\n")
 	return "accepted: " + line + "\n", nil
-}
-
-// rights asks the API server, for each resource of a namespace that it knows, whether the plane's account may use each
-// verb on it. One line is printed for each resource of which something is allowed, and how many questions were asked.
-func rights(ctx context.Context, k kubernetes.Interface, p plane, namespaces []string) (string, error) {
-	_, all, err := k.Discovery().ServerGroupsAndResources()
-	if err != nil {
-		return "", err
-	}
-	type ask struct {
-		line int // of the output
-		at   authorizationv1.ResourceAttributes
-	}
-	var asks []ask
-	var lines []string
-	for _, ns := range namespaces {
-		seen := map[string]bool{}
-		for _, l := range all {
-			gv, err := schema.ParseGroupVersion(l.GroupVersion)
-			if err != nil {
-				return "", err
-			}
-			for _, res := range l.APIResources {
-				title := strings.TrimSuffix(ns+" "+res.Name+"."+gv.Group, ".")
-				if !res.Namespaced || seen[title] {
-					continue
-				}
-				seen[title] = true
-				resource, sub, _ := strings.Cut(res.Name, "/")
-				for _, name := range append([]string{""}, named[resource]...) {
-					for _, verb := range verbs {
-						asks = append(asks, ask{len(lines), authorizationv1.ResourceAttributes{
-							Namespace: ns, Verb: verb, Group: gv.Group, Resource: resource, Subresource: sub, Name: name,
-						}})
-					}
-					lines = append(lines, strings.TrimSuffix(title+" "+name, " ")+":")
-				}
-			}
-		}
-	}
-	allowed := make([]bool, len(asks))
-	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.SetLimit(reviewers)
-	for i, a := range asks {
-		tasks.Go(func() error {
-			review, err := k.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
-				Spec: authorizationv1.SubjectAccessReviewSpec{
-					User:               "system:serviceaccount:" + p.system + ":" + p.service(),
-					Groups:             []string{"system:serviceaccounts", "system:serviceaccounts:" + p.system, "system:authenticated"},
-					ResourceAttributes: &a.at,
-				},
-			}, metav1.CreateOptions{})
-			allowed[i] = err == nil && review.Status.Allowed
-			return err
-		})
-	}
-	if err := tasks.Wait(); err != nil {
-		return "", err
-	}
-	bare := slices.Clone(lines)
-	for i, a := range asks {
-		if allowed[i] {
-			lines[a.line] += " " + a.at.Verb
-		}
-	}
-	var out strings.Builder
-	for i, l := range lines {
-		if l != bare[i] {
-			fmt.Fprintln(&out, l)
-		}
-	}
-	fmt.Fprintf(&out, "asked %d\n", len(asks))
-	return out.String(), nil
-}
-
-// verbs are what RBAC can grant on a resource; named are objects on which a plane has rights of their own.
-var (
-	verbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
-	named = map[string][]string{"configmaps": {rootName}, "secrets": {"cacerts", "istio-ca-secret"}}
-)
-
-// podOf returns a running pod of an app, the newest one.
-func podOf(ctx context.Context, k kubernetes.Interface, ns, app string) (*corev1.Pod, error) {
-	list, err := k.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app, FieldSelector: "status.phase=Running"})
-	if err != nil {
-		return nil, err
-	}
-	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
-	if len(pods) == 0 {
-		return nil, fmt.Errorf("no pod of app %s runs in namespace %s", app, ns)
-	}
-	newest := slices.MaxFunc(pods, func(a, b corev1.Pod) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
-	return &newest, nil
-}
-
-// rootsOf returns whom the workloads of a namespace trust.
-func rootsOf(ctx context.Context, k kubernetes.Interface, ns string) ([]*x509.Certificate, error) {
-	cm, err := k.CoreV1().ConfigMaps(ns).Get(ctx, rootName, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
-	}
-	var roots []*x509.Certificate
-	for rest := []byte(cm.Data[rootKey]); ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("root certificate of namespace %s: %w", ns, err)
-		}
-		roots = append(roots, c)
-	}
-	return roots, nil
-}
-
-// podNetns is the network namespace of a pod, by a file that names it.
-type podNetns struct{ path string }
-
-// netnsOf finds the network namespace that has an address: the processes of all nodes are processes of this machine.
-func netnsOf(address string) (podNetns, error) {
-	ip, err := netip.ParseAddr(address)
-	if err != nil {
-		return podNetns{}, err
-	}
-	files, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil {
-		return podNetns{}, err
-	}
-	tried := map[string]bool{}
-	for _, file := range files {
-		id, err := os.Readlink(file)
-		if err != nil || tried[id] { // the process has ended
-			continue
-		}
-		tried[id] = true
-		if hasAddress(file, ip) {
-			return podNetns{file}, nil
-		}
-	}
-	return podNetns{}, fmt.Errorf("no network namespace of this machine has address %s", address)
-}
-
-func hasAddress(file string, ip netip.Addr) bool {
-	ns, err := netns.GetFromPath(file)
-	if err != nil {
-		return false
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns)
-	if err != nil {
-		return false
-	}
-	defer h.Close()
-	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
-	return err == nil && slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(ip.AsSlice()) })
-}
-
-// dial connects to an address, which must be numeric, from inside the namespace.
-func (p podNetns) dial(ctx context.Context, addr string) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread, which is in the pod, ends with the goroutine
-		ns, err := netns.GetFromPath(p.path)
-		if err != nil {
-			done <- result{err: err}
-			return
-		}
-		defer ns.Close()
-		if err := netns.Set(ns); err != nil {
-			done <- result{err: err}
-			return
-		}
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-		done <- result{conn, err}
-	}()
-	r := <-done
-	return r.conn, r.err
 }
