@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +31,7 @@ const (
 	requestHeader = 10 * time.Second
 	maxRequest    = 64 << 20               // bytes of one Envoy request: the names of all clusters, in a large mesh
 	quiet         = time.Second            // without connections before Envoy is stopped: so long may peers' new endpoints lag
+	longest       = time.Hour              // for connections to end, where the pod's grace period is the bound
 	look          = 100 * time.Millisecond // between two looks at the open connections, while the pod ends
 	certWait      = 10 * time.Second       // for a certificate; the error then tells why there is no connection
 	orders        = 2 * time.Second        // for Envoy to take them; it may be stopped
@@ -63,10 +63,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	}, log)
 
 	admin := newAdmin(c.adminSocket())
-	drain := sync.OnceValue(func() error { return drainInbound(context.WithoutCancel(ctx), admin) }) // once, whoever asks
 	st := &statusServer{
-		admin: admin, rotation: rotation, pod: c.Addresses[0], probers: c.Probers, scrape: c.Scrape, log: log,
-		drain: drain, quit: quit,
+		admin: admin, rotation: rotation, pod: c.Addresses[0], probers: c.Probers, scrape: c.Scrape, log: log, quit: quit,
 	}
 
 	// The servers outlive ctx: while Envoy drains it still needs them.
@@ -101,12 +99,12 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		}
 	case <-serving.Done(): // a server failed; group.Wait tells
 	case <-ctx.Done():
-		st.draining.Store(true)
-		log.LogAttrs(serving, slog.LevelInfo, "draining", slog.Duration("atMost", c.EndDrain))
-		if derr := drain(); derr != nil {
+		w := c.lastWait(st.draining.Swap(true))
+		log.LogAttrs(serving, slog.LevelInfo, "draining", slog.Duration("atLeast", w.atLeast), slog.Duration("atMost", w.atMost))
+		if derr := drainInbound(serving, admin); derr != nil {
 			log.LogAttrs(serving, slog.LevelWarn, "drain", slog.Any("err", derr))
 		}
-		awaitIdle(serving, envoy.done, c.EndDrain, func(ctx context.Context) (int, error) { return openConnections(ctx, admin) })
+		awaitIdle(serving, envoy.done, w, func(ctx context.Context) (int, error) { return openConnections(ctx, admin) })
 	}
 	envoy.stop()
 	stop()
@@ -197,7 +195,7 @@ func (p *process) stop() {
 }
 
 // drainInbound makes the pod unready and has peers reconnect elsewhere. Listeners stay open, and the application's own
-// calls go on.
+// calls go on. A second time changes nothing.
 func drainInbound(ctx context.Context, admin *envoyAdmin) error {
 	ctx, cancel := context.WithTimeout(ctx, orders)
 	defer cancel()
@@ -206,23 +204,37 @@ func drainInbound(ctx context.Context, admin *envoyAdmin) error {
 	return errors.Join(err, derr)
 }
 
-// awaitIdle returns when no connection has been open for a while, when Envoy has ended, or after atMost.
-func awaitIdle(ctx context.Context, ended <-chan struct{}, atMost time.Duration, open func(context.Context) (int, error)) {
-	ctx, cancel := context.WithTimeout(ctx, atMost)
+// wait bounds how long a draining Envoy stays.
+type wait struct{ atLeast, atMost time.Duration }
+
+// lastWait returns how long Envoy stays after SIGTERM, by the rules of Istio; drained says whether it drained before.
+func (c Config) lastWait(drained bool) wait {
+	switch {
+	case drained: // as a native sidecar's preStop has it: SIGTERM comes after the application's end
+		return wait{0, c.EndDrain}
+	case c.ExitIdle:
+		return wait{c.MinDrain, longest}
+	}
+	return wait{c.EndDrain, c.EndDrain} // the application may still call, though no connection is open
+}
+
+// awaitIdle returns after w.atLeast when no connection has been open for a while, when Envoy has ended, or after w.atMost.
+func awaitIdle(ctx context.Context, ended <-chan struct{}, w wait, open func(context.Context) (int, error)) {
+	ctx, cancel := context.WithTimeout(ctx, w.atMost)
 	defer cancel()
-	idleSince := time.Now()
-	for {
-		if n, err := open(ctx); err != nil || n > 0 {
-			idleSince = time.Now()
-		} else if time.Since(idleSince) >= quiet {
-			return
-		}
+	idleSince := time.Now().Add(w.atLeast)
+	for pause := w.atLeast; ; pause = look {
 		select {
 		case <-ended:
 			return
 		case <-ctx.Done():
 			return
-		case <-time.After(look):
+		case <-time.After(pause):
+		}
+		if n, err := open(ctx); err != nil || n > 0 {
+			idleSince = time.Now()
+		} else if time.Since(idleSince) >= quiet {
+			return
 		}
 	}
 }

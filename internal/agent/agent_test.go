@@ -61,7 +61,10 @@ func TestRead(t *testing.T) {
 		{"state of the world", map[string]string{"ISTIO_DELTA_XDS": "false"}, func(c Config) any { return c.Delta }, false},
 		{"leaf life", map[string]string{"SECRET_TTL": "2m"}, func(c Config) any { return c.CertLife }, 2 * time.Minute},
 		{"drain at the end", map[string]string{"PROXY_CONFIG": `{"terminationDrainDuration":"0.5s","unknown":1}`}, func(c Config) any { return c.EndDrain }, 500 * time.Millisecond},
-		{"drain by default", nil, func(c Config) any { return []time.Duration{c.Drain, c.EndDrain} }, []time.Duration{45 * time.Second, 5 * time.Second}},
+		{"drain until idle", map[string]string{"EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true"}, func(c Config) any { return c.ExitIdle }, true},
+		{"drain for a time", map[string]string{"EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "false"}, func(c Config) any { return c.ExitIdle }, false},
+		{"drain at least", map[string]string{"MINIMUM_DRAIN_DURATION": "7s"}, func(c Config) any { return c.MinDrain }, 7 * time.Second},
+		{"drain by default", nil, func(c Config) any { return []time.Duration{c.Drain, c.EndDrain, c.MinDrain} }, []time.Duration{45 * time.Second, 5 * time.Second, 5 * time.Second}},
 		{"workers by limit", map[string]string{"ISTIO_CPU_LIMIT": "1.5"}, func(c Config) any { return c.Concurrency }, 2},
 		{"workers by limit above the node's", map[string]string{"ISTIO_CPU_LIMIT": "64"}, func(c Config) any { return c.Concurrency }, 4},
 		{"workers as configured", map[string]string{"PROXY_CONFIG": `{"concurrency":3}`}, func(c Config) any { return c.Concurrency }, 3},
@@ -88,11 +91,11 @@ func TestRead(t *testing.T) {
 
 func TestReadNamesEveryFault(t *testing.T) {
 	_, err := Read(pod(map[string]string{
-		"POD_NAME": "", "PROXY_CONFIG": "{", "SECRET_TTL": "long", "CA_ADDR": "x", "ISTIO_KUBE_APP_PROBERS": "[]",
+		"POD_NAME": "", "PROXY_CONFIG": "{", "SECRET_TTL": "long", "MINIMUM_DRAIN_DURATION": "5", "CA_ADDR": "x", "ISTIO_KUBE_APP_PROBERS": "[]",
 		"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"true","port":"http"}`, "INSTANCE_IP": "here", "ISTIO_METAJSON_X": "{",
 	}))
 	for _, want := range []string{
-		"POD_NAME", "PROXY_CONFIG", "SECRET_TTL", "CA_ADDR", "ISTIO_KUBE_APP_PROBERS", "ISTIO_PROMETHEUS_ANNOTATIONS", "INSTANCE_IPS", "ISTIO_METAJSON_X",
+		"POD_NAME", "PROXY_CONFIG", "SECRET_TTL", "MINIMUM_DRAIN_DURATION", "CA_ADDR", "ISTIO_KUBE_APP_PROBERS", "ISTIO_PROMETHEUS_ANNOTATIONS", "INSTANCE_IPS", "ISTIO_METAJSON_X",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not named in: %v", want, err)
@@ -342,7 +345,11 @@ func TestOrdersComeFromThePod(t *testing.T) {
 		{"/quitquitquit", "10.0.0.2:1", 403},
 	} {
 		orders := 0
-		s := &statusServer{drain: func() error { orders++; return nil }, quit: func() { orders++ }}
+		s := &statusServer{quit: func() { orders++ }, admin: fakeEnvoy(t, func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/drain_listeners" {
+				orders++
+			}
+		})}
 		r := httptest.NewRequest("POST", tc.url, nil)
 		r.RemoteAddr = tc.from
 		w := httptest.NewRecorder()
@@ -358,18 +365,52 @@ func TestOrdersComeFromThePod(t *testing.T) {
 	}
 }
 
+// An order that Envoy did not take is given again, and answers for itself.
+func TestDrainIsTriedAgain(t *testing.T) {
+	code := http.StatusServiceUnavailable
+	var got []string
+	s := &statusServer{admin: fakeEnvoy(t, func(w http.ResponseWriter, r *http.Request) {
+		got = append(got, r.Method+" "+r.URL.Path)
+		w.WriteHeader(code)
+	})}
+	for _, tc := range []struct{ envoy, want int }{{http.StatusServiceUnavailable, http.StatusBadGateway}, {http.StatusOK, http.StatusOK}} {
+		code, got = tc.envoy, nil
+		r := httptest.NewRequest("POST", "/drain", nil)
+		r.RemoteAddr = "127.0.0.1:1"
+		w := httptest.NewRecorder()
+		s.handler().ServeHTTP(w, r)
+		if d := cmp.Diff([]string{"POST /healthcheck/fail", "POST /drain_listeners"}, got); d != "" || w.Code != tc.want {
+			t.Errorf("Envoy answers %d, the agent %d %s\n%s", tc.envoy, w.Code, w.Body, d)
+		}
+	}
+}
+
 func TestAwaitIdle(t *testing.T) {
+	idle := func(time.Duration) (int, error) { return 0, nil }
+	busy := func(time.Duration) (int, error) { return 1, nil }
+	untilTwo := func(d time.Duration) (int, error) { return max(0, int(2*time.Second-d)), nil }
+	untilTwenty := func(d time.Duration) (int, error) { return max(0, int(20*time.Second-d)), nil }
+	c := Config{EndDrain: 5 * time.Second, MinDrain: 3 * time.Second}
+	exitIdle := c
+	exitIdle.ExitIdle = true
 	for _, tc := range []struct {
 		name  string
+		wait  wait
 		open  func(since time.Duration) (int, error)
 		ended bool
 		want  time.Duration
 	}{
-		{"idle", func(time.Duration) (int, error) { return 0, nil }, false, quiet},
-		{"idle after two seconds", func(d time.Duration) (int, error) { return max(0, int(2*time.Second-d)), nil }, false, 2*time.Second + quiet},
-		{"never idle", func(time.Duration) (int, error) { return 1, nil }, false, 5 * time.Second},
-		{"Envoy does not answer", func(time.Duration) (int, error) { return 0, errors.New("hung") }, false, 5 * time.Second},
-		{"Envoy has ended", func(time.Duration) (int, error) { return 1, nil }, true, 0},
+		{"drained before, idle", c.lastWait(true), idle, false, quiet},
+		{"drained before, idle after two seconds", c.lastWait(true), untilTwo, false, 2*time.Second + quiet},
+		{"drained before, never idle", c.lastWait(true), busy, false, 5 * time.Second},
+		{"drained before, Envoy does not answer", c.lastWait(true), func(time.Duration) (int, error) { return 0, errors.New("hung") }, false, 5 * time.Second},
+		{"drained before, Envoy has ended", c.lastWait(true), busy, true, 0},
+		{"idle, but the application may call", c.lastWait(false), idle, false, 5 * time.Second},
+		{"never idle", c.lastWait(false), busy, false, 5 * time.Second},
+		{"Envoy has ended", c.lastWait(false), busy, true, 0},
+		{"exit when idle, at the minimum", exitIdle.lastWait(false), idle, false, 3*time.Second + quiet},
+		{"exit when idle, past the usual", exitIdle.lastWait(false), untilTwenty, false, 20*time.Second + quiet},
+		{"exit when idle, drained before", exitIdle.lastWait(true), idle, false, quiet},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -378,7 +419,7 @@ func TestAwaitIdle(t *testing.T) {
 					close(ended)
 				}
 				start := time.Now()
-				awaitIdle(t.Context(), ended, 5*time.Second, func(context.Context) (int, error) { return tc.open(time.Since(start)) })
+				awaitIdle(t.Context(), ended, tc.wait, func(context.Context) (int, error) { return tc.open(time.Since(start)) })
 				if d := time.Since(start); d < tc.want-look || d > tc.want+2*look {
 					t.Errorf("waited %s, want %s", d, tc.want)
 				}

@@ -48,7 +48,9 @@ type Config struct {
 	LogLevel    string // Envoy's
 	LogByPart   string // Envoy's --component-log-level
 	Drain       time.Duration
-	EndDrain    time.Duration // longest wait for open connections after SIGTERM
+	EndDrain    time.Duration // from SIGTERM to Envoy's end
+	ExitIdle    bool          // after SIGTERM, wait for open connections to end instead
+	MinDrain    time.Duration // before the first look at them
 	Stats       StatsMatcher
 
 	Probers map[string]Prober
@@ -134,6 +136,7 @@ func Read(e Environment) (Config, error) {
 		Discovery: p.DiscoveryAddress, CA: p.DiscoveryAddress, CertLife: 24 * time.Hour,
 		Delta: e.Vars["ISTIO_DELTA_XDS"] != "false", LogLevel: "warning", LogByPart: "misc:error",
 		Drain: time.Duration(p.DrainDuration), EndDrain: time.Duration(p.TerminationDrainDuration), Stats: p.ProxyStatsMatcher,
+		ExitIdle: e.Vars["EXIT_ON_ZERO_ACTIVE_CONNECTIONS"] == "true", MinDrain: 5 * time.Second,
 		Binary: p.BinaryPath, Dir: filepath.Clean(p.ConfigPath),
 		Token: "/var/run/secrets/tokens/istio-token", Root: "/var/run/secrets/istio/root-cert.pem",
 		StatusPort: p.StatusPort, AdminPort: 15000, ReadyPort: 15021, StatsPort: 15090,
@@ -152,6 +155,11 @@ func Read(e Environment) (Config, error) {
 		var err error
 		c.CertLife, err = time.ParseDuration(v)
 		fault("SECRET_TTL", err)
+	}
+	if v := e.Vars["MINIMUM_DRAIN_DURATION"]; v != "" {
+		var err error
+		c.MinDrain, err = time.ParseDuration(v)
+		fault("MINIMUM_DRAIN_DURATION", err)
 	}
 	c.Concurrency = concurrency(p.Concurrency, e.Vars["ISTIO_CPU_LIMIT"], e.CPUs)
 	if v := e.Vars["ISTIO_KUBE_APP_PROBERS"]; v != "" {

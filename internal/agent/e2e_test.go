@@ -219,10 +219,13 @@ func testAgent(t *testing.T, delta bool) {
 		t.Errorf("after a rejection: %q", body)
 	}
 
-	// The end: unready at once, open connections are waited for, then all is over.
+	// The end, as of a native sidecar: drained and unready, open connections are waited for, then all is over.
 	conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), s.client.Transport.(*http.Transport).TLSClientConfig)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := Request(t.Context(), s.config.StatusPort, "POST", "drain", io.Discard); err != nil {
+		t.Error(err)
 	}
 	start := time.Now()
 	cancel()
@@ -293,7 +296,7 @@ func (s *stand) newServer() *xds.Server {
 	return xds.NewServer(xds.Options{
 		Types: []xds.TypeRule{{URL: clusterType, Wildcard: true, Order: 1}, {URL: listenerType, Wildcard: true, Order: 2}},
 		Admit: func(_ context.Context, h xds.Hello) (*xds.Session, error) {
-			return &xds.Session{ID: h.Node.GetId(), Groups: func() []xds.Group { return []xds.Group{"all"} }, OnNack: func(_, _, detail string, _ []string) {
+			return &xds.Session{ID: h.Node.GetId(), Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }, OnNack: func(_, _, detail string, _ []string) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				s.nacks = append(s.nacks, detail)

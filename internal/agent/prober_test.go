@@ -1,13 +1,21 @@
 package agent
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -23,6 +31,23 @@ func listen(t *testing.T) (net.Listener, int) {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l, l.Addr().(*net.TCPAddr).Port
+}
+
+// strange is a certificate that no client would verify: self-signed, without a name, expired, and for clients only.
+func strange(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "app"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // Every row is a probe as the injector writes it, asked as the kubelet asks.
@@ -47,11 +72,21 @@ func TestProbes(t *testing.T) {
 	app.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://example.invalid/", http.StatusFound)
 	})
-	plain, secure := httptest.NewServer(app), httptest.NewTLSServer(app)
+	stopping, stopped := make(chan bool), make(chan bool)
+	app.HandleFunc("/stop", func(http.ResponseWriter, *http.Request) { stopping <- true; <-stopped })
+	plain, secure, odd := httptest.NewServer(app), httptest.NewTLSServer(app), httptest.NewUnstartedServer(app)
+	var sni atomic.Value
+	odd.TLS = &tls.Config{Certificates: []tls.Certificate{strange(t)}, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		sni.Store(hello.ServerName)
+		return nil, nil
+	}}
+	odd.StartTLS()
 	defer plain.Close()
 	defer secure.Close()
+	defer odd.Close()
 	port := plain.Listener.Addr().(*net.TCPAddr).Port
 	tlsPort := secure.Listener.Addr().(*net.TCPAddr).Port
+	oddPort := odd.Listener.Addr().(*net.TCPAddr).Port
 	closed, closedPort := listen(t)
 	_ = closed.Close()
 
@@ -76,6 +111,7 @@ func TestProbes(t *testing.T) {
 		{"redirect elsewhere", fmt.Sprintf(`{"httpGet":{"path":"/away","port":%d}}`, port), 302},
 		{"timeout", fmt.Sprintf(`{"httpGet":{"path":"/slow","port":%d},"timeoutSeconds":1}`, port), 503},
 		{"https, certificate of anyone", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d,"scheme":"HTTPS"}}`, tlsPort), 200},
+		{"https, certificate of no one", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d,"scheme":"HTTPS"}}`, oddPort), 200},
 		{"https to a plain port", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d,"scheme":"HTTPS"}}`, port), 503},
 		{"http, nobody there", fmt.Sprintf(`{"httpGet":{"path":"/ok","port":%d}}`, closedPort), 503},
 		{"tcp", fmt.Sprintf(`{"tcpSocket":{"port":%d}}`, port), 200},
@@ -94,7 +130,11 @@ func TestProbes(t *testing.T) {
 		}
 		s.probers[fmt.Sprintf("/app-health/c%d/livez", i)] = p
 	}
-	s.probers["/app-lifecycle/c/prestopz"] = s.probers["/app-health/c0/livez"]
+	var stop Prober
+	if err := json.Unmarshal([]byte(fmt.Sprintf(`{"httpGet":{"path":"/stop","port":%d}}`, port)), &stop); err != nil {
+		t.Fatal(err)
+	}
+	s.probers["/app-lifecycle/c/prestopz"] = stop
 	ask := func(path string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest("GET", path, nil)
 		r.Header.Set("User-Agent", "kube-probe/1.35")
@@ -102,13 +142,20 @@ func TestProbes(t *testing.T) {
 		s.handler().ServeHTTP(w, r)
 		return w
 	}
+	hook := make(chan *httptest.ResponseRecorder)
+	go func() { hook <- ask("/app-lifecycle/c/prestopz") }()
+	<-stopping
 	for i, row := range rows {
 		if w := ask(fmt.Sprintf("/app-health/c%d/livez", i)); w.Code != row.code {
 			t.Errorf("%s: %d %s, want %d", row.name, w.Code, strings.TrimSpace(w.Body.String()), row.code)
 		}
 	}
-	if w := ask("/app-lifecycle/c/prestopz"); w.Code != 200 {
-		t.Errorf("hook: %d", w.Code)
+	close(stopped)
+	if w := <-hook; w.Code != 200 { // it has outlasted the row named timeout
+		t.Errorf("hook: %d %s", w.Code, strings.TrimSpace(w.Body.String()))
+	}
+	if name := sni.Load(); name != "" {
+		t.Errorf("the probe names server %q", name)
 	}
 	if w := ask("/app-health/other/livez"); w.Code != 404 {
 		t.Errorf("probe of no container: %d", w.Code)

@@ -22,13 +22,15 @@ type statusServer struct {
 	pod      netip.Addr
 	probers  map[string]Prober
 	scrape   *Scrape
-	drain    func() error
 	quit     func()
 	log      *slog.Logger
 
 	configured atomic.Bool // clusters and listeners were accepted once
 	draining   atomic.Bool
 }
+
+// hooks is the path of life cycle hooks. They take their time: a preStop may wait until the application is drained.
+const hooks = "/app-lifecycle/"
 
 func (s *statusServer) handler() http.Handler {
 	mux := http.NewServeMux()
@@ -38,15 +40,15 @@ func (s *statusServer) handler() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /stats/prometheus", s.metrics)
-	mux.HandleFunc("POST /drain", fromPod(func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST /drain", fromPod(func(w http.ResponseWriter, r *http.Request) {
 		s.draining.Store(true)
-		if err := s.drain(); err != nil {
+		if err := drainInbound(context.WithoutCancel(r.Context()), s.admin); err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 		}
 	}))
 	mux.HandleFunc("POST /quitquitquit", fromPod(func(http.ResponseWriter, *http.Request) { s.quit() }))
 	mux.HandleFunc("GET /app-health/", s.probe)
-	mux.HandleFunc("GET /app-lifecycle/", s.probe)
+	mux.HandleFunc("GET "+hooks, s.probe)
 	return mux
 }
 
@@ -139,7 +141,13 @@ func (s *statusServer) probe(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	code, err := p.probe(r.Context(), s.pod, r.UserAgent())
+	ctx := r.Context()
+	if !strings.HasPrefix(r.URL.Path, hooks) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, p.timeout())
+		defer cancel()
+	}
+	code, err := p.probe(ctx, s.pod, r.UserAgent())
 	if err != nil {
 		http.Error(w, err.Error(), code)
 		return

@@ -29,7 +29,7 @@ var annotationChecks = map[string]func(string) error{
 	"traffic.sidecar.istio.io/excludeOutboundIPRanges":      listOf(isRange, ""),
 	"traffic.sidecar.istio.io/includeInboundPorts":          listOf(isPort, "*"),
 	"traffic.sidecar.istio.io/excludeInboundPorts":          listOf(isPort, ""),
-	"traffic.sidecar.istio.io/includeOutboundPorts":         listOf(isPort, "*"),
+	"traffic.sidecar.istio.io/includeOutboundPorts":         listOf(isPort, ""),
 	"traffic.sidecar.istio.io/excludeOutboundPorts":         listOf(isPort, ""),
 	"traffic.sidecar.istio.io/excludeInterfaces":            listOf(isInterface, ""),
 	"traffic.sidecar.istio.io/kubevirtInterfaces":           listOf(isInterface, ""),
@@ -115,7 +115,8 @@ func isRange(s string) error {
 }
 
 func isInterface(s string) error {
-	if s == "" || len(s) > 15 || strings.ContainsAny(s, " /\t\"'") {
+	// The letters are those that istio-init takes.
+	if s == "" || len(s) > 15 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@+") != "" {
 		return fmt.Errorf("%q is not the name of a network interface", s)
 	}
 	return nil

@@ -252,8 +252,14 @@ func withoutNulls(j []byte) ([]byte, error) {
 	return json.Marshal(v)
 }
 
+// native reports whether istio-proxy serves the application's init containers, too.
+func native(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == proxyName })
+}
+
 // order puts istio-init and a native istio-proxy before the application's init containers, whose traffic they carry. As an
-// ordinary container istio-proxy comes first if the application is to wait for it, else last.
+// ordinary container istio-proxy comes first if the application is to wait for it, else last, and istio-init is the last of
+// the init containers: those before it have no proxy, and need the network as it was.
 func order(pod *corev1.Pod, hold bool) {
 	rank := func(c corev1.Container, other int) int {
 		switch c.Name {
@@ -264,8 +270,12 @@ func order(pod *corev1.Pod, hold bool) {
 		}
 		return other
 	}
-	slices.SortStableFunc(pod.Spec.InitContainers, func(a, b corev1.Container) int { return rank(a, 2) - rank(b, 2) })
-	other := 0
+	other := -1
+	if native(pod) {
+		other = 2
+	}
+	slices.SortStableFunc(pod.Spec.InitContainers, func(a, b corev1.Container) int { return rank(a, other) - rank(b, other) })
+	other = 0
 	if hold {
 		other = 2
 	}

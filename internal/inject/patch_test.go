@@ -55,7 +55,7 @@ func apply(t testing.TB, pod *corev1.Pod, patch []byte) *corev1.Pod {
 	return out
 }
 
-// pick follows a path of map keys and, in lists, of names.
+// pick follows a path of map keys and, in lists, of names; a star stands for all names of a list, in order.
 func pick(v any, path string) any {
 	for key := range strings.SplitSeq(path, ".") {
 		switch x := v.(type) {
@@ -63,10 +63,16 @@ func pick(v any, path string) any {
 			v = x[key]
 		case []any:
 			v = nil
+			var names []any
 			for _, e := range x {
-				if m, ok := e.(map[string]any); ok && m["name"] == key {
+				m, ok := e.(map[string]any)
+				if ok && m["name"] == key {
 					v = e
 				}
+				names = append(names, m["name"])
+			}
+			if key == "*" {
+				v = names
 			}
 		}
 	}
@@ -256,9 +262,11 @@ func TestAnnotations(t *testing.T) {
 		{"traffic.sidecar.istio.io/includeInboundPorts", "*", "80,-1"},
 		{"traffic.sidecar.istio.io/excludeInboundPorts", "80, 81", "http"},
 		{"traffic.sidecar.istio.io/includeOutboundPorts", "5432", "5432;"},
+		{"traffic.sidecar.istio.io/includeOutboundPorts", "5432,6379", "*"},
 		{"traffic.sidecar.istio.io/excludeOutboundPorts", "5432", "70000"},
 		{"traffic.sidecar.istio.io/excludeInterfaces", "eth1,net0", "a name far too long"},
 		{"traffic.sidecar.istio.io/kubevirtInterfaces", "eth1", "eth 1"},
+		{"traffic.sidecar.istio.io/kubevirtInterfaces", "vnet0.1", "vnet*"},
 		{"istio.io/reroute-virtual-interfaces", "eth1", "../x"},
 		{"sidecar.istio.io/proxyCPU", "100m", "fast"},
 		{"sidecar.istio.io/proxyMemoryLimit", "1Gi", "1 GB"},

@@ -39,7 +39,11 @@ func rewriteProbes(pod *corev1.Pod, p *Params, d *templateData) error {
 		}
 	}
 	r := rewriter{port: intstr.FromInt(status), probers: probers}
-	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+	lists := [][]corev1.Container{pod.Spec.Containers}
+	if native(pod) { // else the agent starts after the init containers
+		lists = append(lists, pod.Spec.InitContainers)
+	}
+	for _, list := range lists {
 		for i := range list {
 			if !ours(list[i]) {
 				r.container(&list[i])

@@ -9,13 +9,16 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
 const (
@@ -213,8 +216,17 @@ func pathEnv(path string) map[string]string {
 	return env
 }
 
+// resourceOf returns group, version and resource as the counters have them: whoever calls, there are only so many.
+func resourceOf(k metav1.GroupVersionKind) []string {
+	if !slices.Contains(strings.Fields(kinds[groupKind{k.Group, k.Kind}].versions), k.Version) {
+		return []string{"", "", "unknown"}
+	}
+	resource, _ := meta.UnsafeGuessKindToResource(schema.GroupVersionKind(k))
+	return []string{resource.Group, resource.Version, resource.Resource}
+}
+
 func (h *webhook) validate(r *http.Request, req *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
-	labels := []string{req.Resource.Group, req.Resource.Version, req.Resource.Resource}
+	labels := resourceOf(req.Kind)
 	if req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
 		return allow()
 	}

@@ -184,7 +184,7 @@ func TestValidateWebhook(t *testing.T) {
 	h := Handler(Options{Registerer: reg, Params: func() *Params { return p }, Members: members{}})
 	review := func(op, object string) string {
 		return `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","operation":"` + op +
-			`","resource":{"group":"security.istio.io","version":"v1","resource":"peerauthentications"},"object":` + object + `}}`
+			`","kind":{"group":"security.istio.io","version":"v1","kind":"PeerAuthentication"},"object":` + object + `}}`
 	}
 	good := `{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","metadata":{"name":"a","namespace":"n"},"spec":{"mtls":{"mode":"STRICT"}}}`
 	if r := response(t, post(t, h, "/validate", "application/json", review("CREATE", good))); !r.Allowed || len(r.Warnings) > 0 {
@@ -196,9 +196,12 @@ func TestValidateWebhook(t *testing.T) {
 	if r := response(t, post(t, h, "/validate", "application/json", review("DELETE", "null"))); !r.Allowed {
 		t.Errorf("delete: %+v", r)
 	}
+	strange := strings.Replace(review("CREATE", good), "PeerAuthentication", strings.Repeat("x", 1000), 1)
+	post(t, h, "/validate", "application/json", strange) // anybody may call, with any word
 	want := "# HELP galley_validation_failed Istio objects that were refused.\n# TYPE galley_validation_failed counter\n" +
 		`galley_validation_failed{group="security.istio.io",reason="yaml_decode_error",resource="peerauthentications",version="v1"} 1` + "\n" +
 		"# HELP galley_validation_passed Istio objects that were accepted.\n# TYPE galley_validation_passed counter\n" +
+		`galley_validation_passed{group="",resource="unknown",version=""} 1` + "\n" +
 		`galley_validation_passed{group="security.istio.io",resource="peerauthentications",version="v1"} 1` + "\n"
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "galley_validation_failed", "galley_validation_passed"); err != nil {
 		t.Error(err)
