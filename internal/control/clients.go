@@ -23,15 +23,21 @@ import (
 // and 10 s more from the API server's cache.
 const goneFor = 70 * time.Second
 
-// client is what the plane remembers of an admitted proxy.
+// client is what the plane remembers of an admitted proxy. The node that it was made of may be large.
 type client struct {
-	caller identity.Caller
-	node   *corev3.Node
-	scope  resolve.Scope
+	caller    identity.Caller
+	scope     resolve.Scope
+	proxyType string // sidecar, router, …
+	version   string // of its agent
+	proxy     bool   // not a tool that speaks the protocol
 }
 
-// meta returns a string of the node's metadata, "" if it is not there.
-func (c *client) meta(key string) string { return nodeMeta(c.node, key) }
+func newClient(caller identity.Caller, n *corev3.Node, scope resolve.Scope) *client {
+	c := &client{caller: caller, scope: scope, version: nodeMeta(n, "ISTIO_VERSION")}
+	c.proxyType, _, _ = strings.Cut(n.GetId(), "~")
+	_, c.proxy = n.GetMetadata().GetFields()["PROXY_CONFIG"]
+	return c
+}
 
 func nodeMeta(n *corev3.Node, key string) string {
 	return n.GetMetadata().GetFields()[key].GetStringValue()
@@ -62,6 +68,9 @@ func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) 
 		return nil, err
 	}
 	ask := func(ctx context.Context, typeURL string, names []string) ([]xds.Resource, error) {
+		if err := s.confirm(caller); err != nil {
+			return nil, err
+		}
 		if !caller.MayAsk(typeURL, s.gate.RootNamespace) {
 			return nil, status.Errorf(codes.PermissionDenied, "type %s is not for this caller", typeURL)
 		}
@@ -70,12 +79,12 @@ func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) 
 	if caller.Debug {
 		return &xds.Session{ID: "debug/" + r.Peer, Ask: ask}, nil
 	}
-	c := &client{caller: caller, node: h.Node, scope: s.scope(caller, h.Node)}
+	c := newClient(caller, h.Node, s.scope(caller, h.Node))
 	s.hold(ctx, c.scope.Workload)
 	id := r.Node.Name()
 	return &xds.Session{
 		ID: id, Meta: c, Ask: ask,
-		Groups:  func() []xds.Group { return s.pipeline.Groups(c.scope) },
+		Groups:  func() ([]xds.Group, xds.Group) { return s.pipeline.Groups(c.scope) },
 		Confirm: func() error { return s.confirm(caller) },
 		OnNack: func(typeURL, version, detail string, origins []string) {
 			s.rejected(ctx, rejection{client: id, typeURL: typeURL, version: version, detail: detail, origins: origins})
@@ -143,11 +152,16 @@ type gone struct {
 
 	mu   sync.Mutex // guards pods and old
 	pods map[mesh.WorkloadKey]deletion
-	old  []mesh.WorkloadKey // in the order of deletion
+	old  []tombstone // in the order of deletion
 }
 
 type deletion struct {
 	uid string
+	at  time.Time
+}
+
+type tombstone struct {
+	pod mesh.WorkloadKey
 	at  time.Time
 }
 
@@ -186,14 +200,16 @@ func (g *gone) record(changes []graph.Change[mesh.WorkloadKey, mesh.Workload], s
 		}
 		uids[c.Old.UID] = true
 		g.pods[c.Key] = deletion{c.Old.UID, now}
-		g.old = append(g.old, c.Key)
+		g.old = append(g.old, tombstone{c.Key, now})
 	}
-	fresh := slices.IndexFunc(g.old, func(k mesh.WorkloadKey) bool { return now.Sub(g.pods[k].at) <= goneFor })
+	fresh := slices.IndexFunc(g.old, func(t tombstone) bool { return now.Sub(t.at) <= goneFor })
 	if fresh < 0 {
 		fresh = len(g.old)
 	}
-	for _, k := range g.old[:fresh] {
-		delete(g.pods, k)
+	for _, t := range g.old[:fresh] {
+		if g.pods[t.pod].at.Equal(t.at) { // else another pod of that name was deleted later
+			delete(g.pods, t.pod)
+		}
 	}
 	g.old = slices.Delete(g.old, 0, fresh)
 	return uids

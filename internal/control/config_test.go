@@ -139,4 +139,15 @@ func TestGone(t *testing.T) {
 	if len(g.pods)+len(g.old) > 0 {
 		t.Errorf("kept are %v and %v", g.pods, g.old)
 	}
+
+	// One name that is deleted again and again does not keep the others.
+	record(change(key("shop", "d"), "5", ""), change(key("shop", "e"), "6", ""))
+	now = now.Add(40 * time.Second)
+	record(change(key("shop", "d"), "7", ""))
+	now = now.Add(40 * time.Second)
+	record()
+	want("d", "7 deleted")
+	if len(g.pods) != 1 || len(g.old) != 1 {
+		t.Errorf("kept are %v and %v", g.pods, g.old)
+	}
 }

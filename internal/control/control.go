@@ -178,14 +178,15 @@ func (p *plane) start(ctx context.Context) error {
 	})
 
 	g.OnPublish(func(rev graph.Rev) {
+		// Before what they hold goes: a pod that is deleted by force may live on for a while, and keeps what it has.
+		if uids := pods.record(pipeline.WorkloadChanges(), members); uids != nil {
+			server.Close(ofPods(uids), errDeleted)
+		}
 		var moved []string
 		for _, k := range pipeline.Moved() {
 			moved = append(moved, k.Name+"."+k.Namespace)
 		}
 		server.Publish(uint64(rev), pipeline.Changes(), moved...)
-		if uids := pods.record(pipeline.WorkloadChanges(), members); uids != nil {
-			server.Close(ofPods(uids), errDeleted)
-		}
 	})
 	p.tasks.Go(func() error { return g.Run(ctx) })
 	p.tasks.Go(func() error { return server.Run(ctx) })

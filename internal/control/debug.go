@@ -95,7 +95,7 @@ func (d *debug) proxies() []xds.ClientStatus {
 	all := d.server.Clients()
 	return slices.DeleteFunc(all, func(c xds.ClientStatus) bool {
 		meta, ok := c.Session.Meta.(*client)
-		return !ok || meta.node.GetMetadata().GetFields()["PROXY_CONFIG"] == nil
+		return !ok || !meta.proxy
 	})
 }
 
@@ -106,9 +106,10 @@ var configStatus = map[xds.Sync]statusv3.ConfigStatus{
 
 func syncStatus(c xds.ClientStatus) *statusv3.ClientConfig {
 	meta := c.Session.Meta.(*client)
-	fields := map[string]*structpb.Value{}
-	for _, k := range []string{"CLUSTER_ID", "NAMESPACE", "ISTIO_VERSION"} {
-		fields[k] = structpb.NewStringValue(meta.meta(k))
+	fields := map[string]*structpb.Value{
+		"CLUSTER_ID":    structpb.NewStringValue(string(meta.caller.Cluster)),
+		"NAMESPACE":     structpb.NewStringValue(meta.caller.Identity.Namespace),
+		"ISTIO_VERSION": structpb.NewStringValue(meta.version),
 	}
 	out := &statusv3.ClientConfig{Node: &corev3.Node{Id: c.Session.ID, Metadata: &structpb.Struct{Fields: fields}}}
 	for _, t := range c.Types {
@@ -202,10 +203,9 @@ func (d *debug) syncz(url.Values) (any, int) {
 	rows := []row{}
 	for _, c := range d.proxies() {
 		meta := c.Session.Meta.(*client)
-		proxyType, _, _ := strings.Cut(meta.node.GetId(), "~")
 		r := row{
-			ClusterID: meta.meta("CLUSTER_ID"), Proxy: c.Session.ID, ProxyType: proxyType,
-			ProxyVersion: meta.meta("ISTIO_VERSION"), IstioVersion: meta.meta("ISTIO_VERSION"),
+			ClusterID: string(meta.caller.Cluster), Proxy: c.Session.ID, ProxyType: meta.proxyType,
+			ProxyVersion: meta.version, IstioVersion: meta.version,
 		}
 		for _, t := range c.Types {
 			switch t.URL {

@@ -312,7 +312,7 @@ func TestProvisionalInbound(t *testing.T) {
 		Labels: map[string]string{"app": "web"}, Ports: map[string]uint32{"web": 8080},
 	}
 	inbound := func() string {
-		groups := w.Groups(scope)
+		groups, _ := w.Groups(scope)
 		return w.held[groups[len(groups)-1]][listenerType]["virtualInbound"].Version
 	}
 	if v := inbound(); v != "" {

@@ -381,7 +381,8 @@ func (l *lab) traffic(t *testing.T) {
 func (l *lab) everybody(t *testing.T) xds.Group {
 	t.Helper()
 	for _, c := range l.debug.proxies() {
-		return c.Session.Groups()[0]
+		groups, _ := c.Session.Groups()
+		return groups[0]
 	}
 	t.Fatal("no proxy is connected")
 	return ""

@@ -50,7 +50,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	versions := map[string]float64{m.options.apiVersion(): 0}
 	for _, c := range m.server.Clients() {
 		if meta, ok := c.Session.Meta.(*client); ok {
-			versions[meta.meta("ISTIO_VERSION")]++
+			versions[meta.version]++
 		}
 	}
 	for v, n := range versions {

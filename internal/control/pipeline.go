@@ -497,23 +497,28 @@ func (p *Pipeline) Changes() []xds.Change {
 	return out
 }
 
-// Groups returns what a client of the scope holds, later ones winning by name. If its workload is not known, the inbound
-// side follows, with a Moved, made of what the scope says itself. Safe for concurrent use.
-func (p *Pipeline) Groups(s resolve.Scope) []xds.Group {
-	var out []xds.Group
+// toCome is the group of a workload's inbound side that is yet to be made; no group has this name.
+const toCome xds.Group = "inbound to come"
+
+// Groups returns what a client of the scope holds, later ones winning by name, and which of it is needed: its inbound
+// side. If its workload is not known, that follows, with a Moved, made of what the scope says itself. Safe for concurrent use.
+func (p *Pipeline) Groups(s resolve.Scope) (out []xds.Group, needs xds.Group) {
 	for _, a := range resolve.Holdings(s) {
 		out = append(out, groupOf(a))
 	}
 	if spec, ok := p.inbound.Lookup(s.Workload); ok {
-		return append(out, inboundGroup("inbound", p.id, spec.Key()))
+		own := inboundGroup("inbound", p.id, spec.Key())
+		return append(out, own), own
 	}
 	if spec, ok := p.provisional.Lookup(s.Workload); ok {
-		return append(out, inboundGroup("provisional", p.id, spec.Key()))
+		own := inboundGroup("provisional", p.id, spec.Key())
+		return append(out, own), own
 	}
-	if _, known := p.Workload(s.Workload); !known && s.Workload.Name != "" {
-		p.claims.Set(s.Workload, mesh.Workload{Key: s.Workload, Labels: s.Labels, Ports: s.Ports})
+	if _, known := p.Workload(s.Workload); known || s.Workload.Name == "" {
+		return out, "" // a pod in its node's network has no inbound side
 	}
-	return out
+	p.claims.Set(s.Workload, mesh.Workload{Key: s.Workload, Labels: s.Labels, Ports: s.Ports})
+	return out, toCome
 }
 
 // Moved returns the workloads whose Groups the round changed. Valid inside OnPublish only.

@@ -288,7 +288,11 @@ func TestPlane(t *testing.T) {
 
 	conn := r.dial(t)
 	client := r.proxy(t, conn, xdstest.Delta, "shop", "cart-1")
-	if got := subscribe(t, client, clusterType).Names; !slices.Contains(got, "PassthroughCluster") {
+	if err := client.Subscribe(clusterType); err != nil {
+		t.Fatal(err)
+	}
+	r.put("shop", heddlev1alpha1.Member) // until then a proxy of shop has no inbound side, and is told nothing
+	if got := next(t, client).Names; !slices.Contains(got, "PassthroughCluster") {
 		t.Errorf("clusters are %v", got)
 	}
 	r.put("shop", heddlev1alpha1.Leaving)

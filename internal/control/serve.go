@@ -23,11 +23,14 @@ import (
 )
 
 const (
-	maxStreams    = 100_000 // Istio's
+	maxStreams    = 100_000  // Istio's
+	maxHeaders    = 64 << 10 // bytes of a call's metadata: a token has one or two thousand
 	keepAlive     = 30 * time.Second
 	keepAliveWait = 10 * time.Second
 	ageGrace      = 10 * time.Second
 	headerWait    = 10 * time.Second // for the head of an HTTP request
+	bodyWait      = 15 * time.Second // for all of it: anybody may call the webhooks, and their bodies are kept in memory
+	idleWait      = time.Minute
 	shutdownWait  = 5 * time.Second
 	streamBuffer  = 4 << 10 // bytes of each connection's read and write buffer: most messages are small and connections many
 )
@@ -44,7 +47,7 @@ func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, stream
 			GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
 		})),
 		xds.ServerCodec(),
-		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: keepAlive, Timeout: keepAliveWait,
 			MaxConnectionAge: p.MaxConnectionAge, MaxConnectionAgeGrace: ageGrace,
@@ -93,7 +96,7 @@ func (p *plane) serveHTTP(ctx context.Context, what, addr string, h http.Handler
 	if config != nil {
 		listener = tls.NewListener(listener, config)
 	}
-	server := &http.Server{Handler: h, ReadHeaderTimeout: headerWait}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: headerWait, ReadTimeout: bodyWait, IdleTimeout: idleWait}
 	p.tasks.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve %s: %w", what, err)

@@ -118,7 +118,8 @@ func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], o P, remove bool
 func (w *world) client(namespace, pod string) map[string]map[string]xds.Resource {
 	out := map[string]map[string]xds.Resource{clusterType: {}, assignmentType: {}, listenerType: {}, routeType: {}}
 	scope := resolve.Scope{Mesh: w.Mesh(), Workload: mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: namespace, Name: pod}}
-	for _, g := range w.Groups(scope) {
+	groups, _ := w.Groups(scope)
+	for _, g := range groups {
 		for typ, resources := range w.held[g] {
 			for name, r := range resources {
 				out[typ][name] = r

@@ -41,6 +41,7 @@ const (
 const (
 	rootLife    = 10 * 365 * 24 * time.Hour // Istio's; a self-signed root is replaced by hand
 	defaultLife = 24 * time.Hour            // of a leaf whose asker names no life
+	longestLife = 7 * 24 * time.Hour        // that a leaf is given: it outlives its pod, as nothing revokes it
 	maxLife     = 90 * 24 * time.Hour       // an asker who names more is refused, as Istio refuses it
 	skew        = 2 * time.Minute           // leaves begin this much earlier, for clocks that run behind
 	maxCSR      = 64 << 10                  // bytes; an RSA-8192 request is 3 kB
@@ -194,7 +195,7 @@ func (a *Authority) NotAfter() time.Time { return a.cert.NotAfter }
 
 // Sign answers a PEM request with the certificate of id for the request's public key; nothing else in the request counts.
 // It returns, each in PEM, the leaf, every intermediate, and last the whole root bundle, as agents expect them.
-// The leaf lives for ttl (24 h if ttl is not positive), but ends with the signer at the latest.
+// The leaf lives for ttl (24 h if ttl is not positive), at most seven days, and ends with the signer at the latest.
 // Faults of the request wrap ErrBadRequest.
 func (a *Authority) Sign(csr []byte, id mesh.Identity, ttl time.Duration, now time.Time) ([]string, error) {
 	if ttl <= 0 {
@@ -203,6 +204,7 @@ func (a *Authority) Sign(csr []byte, id mesh.Identity, ttl time.Duration, now ti
 	if ttl > maxLife {
 		return nil, fmt.Errorf("%w: a life of %s is asked, at most %s is given", ErrBadRequest, ttl, maxLife)
 	}
+	ttl = min(ttl, longestLife)
 	key, err := publicKey(csr)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadRequest, err)

@@ -136,6 +136,22 @@ func TestSelfSignedRootIsKept(t *testing.T) {
 	}
 }
 
+// Nothing revokes a leaf: whatever life is asked, it ends within a week.
+func TestLongestLife(t *testing.T) {
+	now := time.Now()
+	a, err := Open(t.Context(), nil, &memory{}, "cluster.local", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := a.Sign(request(t, &x509.CertificateRequest{}), web, 90*24*time.Hour, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end := leafOf(t, chain).NotAfter.Sub(now).Round(time.Hour); end != 7*24*time.Hour {
+		t.Errorf("the leaf lives for %s", end)
+	}
+}
+
 func TestPluggedMaterial(t *testing.T) {
 	now := time.Now()
 	files := plugged(t)

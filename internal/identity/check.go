@@ -23,6 +23,7 @@ const (
 	accountGroup  = "system:serviceaccounts"
 	debugType     = "istio.io/debug" // and what begins with it and a slash: what istioctl asks over xDS
 	typePrefix    = "type.googleapis.com/"
+	maxReason     = 512 // bytes of a refusal's reason
 )
 
 // TokenChecker asks one API server whose a token is. It reports only audiences that are both the token's and asked for.
@@ -353,7 +354,8 @@ func (g *Gate) pass(ctx context.Context, service string, r Request, checks []Che
 		if err == nil {
 			continue
 		}
-		refusal := Refusal{Service: service, Check: check.Name, Reason: err.Error(), Peer: r.Peer}
+		reason := err.Error() // with words of the caller's
+		refusal := Refusal{Service: service, Check: check.Name, Reason: reason[:min(len(reason), maxReason)], Peer: r.Peer}
 		if r.Token != "" {
 			who := c.caller()
 			refusal.Namespace, refusal.Account, refusal.Pod = who.Identity.Namespace, who.Identity.ServiceAccount, who.Pod

@@ -31,6 +31,7 @@ type Cluster struct {
 	manager string // field manager of everything this plane writes; carries the mesh
 	scheme  *runtime.Scheme
 	rest    map[schema.GroupVersion]rest.Interface
+	reviews chan struct{} // holds one for each TokenReview under way
 }
 
 // Open prepares the clients for one API server, that of the kubeconfig file or, if none is named, of the pod's service
@@ -47,7 +48,7 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 
 	c := &Cluster{
 		ID: id, log: log, manager: planePrefix + string(owner),
-		scheme: runtime.NewScheme(), rest: map[schema.GroupVersion]rest.Interface{},
+		scheme: runtime.NewScheme(), reviews: make(chan struct{}, reviewsAtATime), rest: map[schema.GroupVersion]rest.Interface{},
 	}
 	// The few groups that a plane speaks, not a clientset of them all: that is a megabyte of each process for types it
 	// never reads.

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 
@@ -14,8 +15,21 @@ const (
 	extraPodUID  = "authentication.kubernetes.io/pod-uid"
 )
 
+const (
+	reviewsAtATime = 64 // strangers may ask, too: the API server has more to do
+	reviewWait     = 10 * time.Second
+)
+
 // Review asks the API server whose a token is; it implements identity.TokenChecker.
 func (c *Cluster) Review(ctx context.Context, token string, audiences []string) (identity.Review, error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewWait)
+	defer cancel()
+	select {
+	case c.reviews <- struct{}{}:
+		defer func() { <-c.reviews }()
+	case <-ctx.Done():
+		return identity.Review{}, fmt.Errorf("ask cluster %s about a token: %w", c.ID, ctx.Err())
+	}
 	var review authenticationv1.TokenReview
 	err := c.rest[authenticationv1.SchemeGroupVersion].Post().Resource("tokenreviews").Body(&authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences},

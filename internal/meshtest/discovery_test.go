@@ -58,7 +58,7 @@ func startOne(t *testing.T, delta bool) *one {
 			{URL: routes, Order: 4},
 		},
 		Admit: func(context.Context, xds.Hello) (*xds.Session, error) {
-			return &xds.Session{ID: "one", Groups: func() []xds.Group { return []xds.Group{"all"} }}, nil
+			return &xds.Session{ID: "one", Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }}, nil
 		},
 	})}
 	c := agent.Config{

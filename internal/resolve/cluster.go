@@ -151,24 +151,27 @@ func aliases(domains, ids []string) []string {
 type Backends struct {
 	Accounts  []string // identities, as URIs, sorted
 	Addresses []string // sorted
-	Mutual    bool     // there are endpoints, and all accept mutual TLS of the mesh
+	Mutual    bool     // there are endpoints whose workloads are known, and all accept mutual TLS of the mesh
 }
 
 // BackendsOf gathers the backends of a service from its endpoints.
 func BackendsOf(r *graph.Reader, t *Tables, id mesh.ID, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
 	root := t.ConfigOf(r, id).RootNamespace
 	accounts, addresses := map[string]bool{}, map[string]bool{}
-	b := Backends{Mutual: true}
+	plain := false
 	for _, row := range rows {
 		addresses[row.Key.Address] = true
 		w, known := behind(r, t, row.Val)
-		if known {
+		switch {
+		case known:
 			accounts[w.Identity.String()] = true
-		}
-		if !known || !mutual(r, t, root, w, row.Key.Target) {
-			b.Mutual = false
+			plain = plain || !mutual(r, t, root, w, row.Key.Target)
+		case row.Val.Workload == mesh.WorkloadKey{}:
+			plain = true
+		default: // a pod that has ended, or is yet to be seen: it says nothing about the others
 		}
 	}
+	b := Backends{Mutual: len(accounts) > 0 && !plain}
 	b.Accounts, b.Addresses = sorted(accounts), sorted(addresses)
 	return b
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -54,7 +55,12 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, HostSp
 				domains = append(domains, names(a, client)...)
 			}
 		}
-		domains = append(domains, s.Addresses...)
+		for _, a := range s.Addresses {
+			if strings.Contains(a, ":") {
+				a = "[" + a + "]" // as an authority has it
+			}
+			domains = append(domains, a)
+		}
 		for _, p := range s.Ports {
 			if p.Protocol.IsHTTP() {
 				k := HostKey{Service: s.Key, Port: p.Number, Client: client}

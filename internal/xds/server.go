@@ -47,9 +47,11 @@ type Hello struct {
 type Session struct {
 	ID   string // of the client; streams of one client share it
 	Meta any    // for who reads Clients
-	// Groups returns what the client holds; later ones win by name. It is called on admission and by a Publish that names
-	// the session, within the step that it makes: it must neither block nor call the server. Nil: none.
-	Groups func() []Group
+	// Groups returns what the client holds; later ones win by name. While the group that it needs is empty (one that is
+	// yet to be published, perhaps) the client is sent nothing: what it has from before would be taken from it. It needs
+	// none if needs is "". Groups is called on admission and by a Publish that names the session, within the step that it
+	// makes: it must neither block nor call the server. Nil: none.
+	Groups func() (groups []Group, needs Group)
 	// Confirm is asked once Close can find the stream; its error, a gRPC status, ends it. What Admit found true may have
 	// ended before. Nil: nothing can.
 	Confirm func() error
@@ -61,9 +63,9 @@ type Session struct {
 	OnNack func(typeURL, version, detail string, origins []string)
 }
 
-func (s *Session) groups() []Group {
+func (s *Session) groups() ([]Group, Group) {
 	if s.Groups == nil {
-		return nil
+		return nil, ""
 	}
 	return s.Groups()
 }
@@ -186,11 +188,13 @@ func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 	}
 	for _, id := range moved {
 		for st := range s.clients[id] {
-			if groups := st.session.groups(); !slices.Equal(groups, st.groups) {
-				s.layerLocked(st, groups)
-				st.touchAll()
-				woken[st] = struct{}{}
+			groups, needs := st.session.groups()
+			if slices.Equal(groups, st.groups) || s.neededLocked(needs).empty() {
+				continue
 			}
+			s.layerLocked(st, groups, needs)
+			st.touchAll()
+			woken[st] = struct{}{}
 		}
 	}
 	for st := range woken {
@@ -205,12 +209,11 @@ func (g *group) apply(ch Change) (names []string) {
 		held = map[string]*Resource{}
 		g.types[ch.Type] = held
 	}
-	for i := range ch.Set {
-		r := &ch.Set[i]
+	for _, r := range ch.Set { // each on its own: a pointer into the batch would keep all of it
 		if old := held[r.Name]; old == nil || old.Version != r.Version {
 			names = append(names, r.Name)
 		}
-		held[r.Name] = r
+		held[r.Name] = &r
 	}
 	for _, n := range ch.Remove {
 		if _, ok := held[n]; ok {
@@ -239,8 +242,19 @@ func (s *Server) dropLocked(name Group) {
 	}
 }
 
+// neededLocked returns the group that a client needs; nil if it needs none.
+func (s *Server) neededLocked(needs Group) *group {
+	if g := s.groups[needs]; g != nil || needs == "" {
+		return g
+	}
+	return &group{}
+}
+
+// empty says whether a group that is needed holds nothing.
+func (g *group) empty() bool { return g != nil && len(g.types) == 0 }
+
 // layerLocked gives a stream its groups in place of those that it had.
-func (s *Server) layerLocked(st *stream, groups []Group) {
+func (s *Server) layerLocked(st *stream, groups []Group, needs Group) {
 	for _, name := range st.groups {
 		delete(s.groups[name].streams, st)
 	}
@@ -251,6 +265,7 @@ func (s *Server) layerLocked(st *stream, groups []Group) {
 		g.streams[st] = struct{}{}
 		st.layers = append(st.layers, g)
 	}
+	st.needs = s.neededLocked(needs)
 	for _, name := range old {
 		s.dropLocked(name)
 	}

@@ -81,15 +81,19 @@ func serve(t testing.TB, change func(*xds.Options)) *fixture {
 				s.Confirm = func() error { return status.Error(codes.PermissionDenied, "no longer") }
 			}
 			own := strings.Fields(h.Node.GetCluster())
-			s.Groups = func() (groups []xds.Group) {
+			s.Groups = func() (groups []xds.Group, needs xds.Group) {
 				names := own
 				if moved := f.moved.Load(); moved != nil {
 					names = *moved
 				}
 				for _, g := range names {
+					g, needed := strings.CutPrefix(g, "!")
 					groups = append(groups, xds.Group(g))
+					if needed {
+						needs = xds.Group(g)
+					}
 				}
-				return groups
+				return groups, needs
 			}
 			s.OnNack = func(typeURL, version, detail string, origins []string) {
 				f.nacks <- fmt.Sprint(typeURL, " ", version, " ", detail, " ", origins)
@@ -241,6 +245,41 @@ func TestStream(t *testing.T) {
 		f.Close(func(s *xds.Session) bool { return s.ID == "pod.ns" }, status.Error(codes.Unavailable, "left the mesh"))
 		wantEnd(t, c, codes.Unavailable, "left the mesh")
 	})
+}
+
+// TestNeeds: a client whose inbound side is yet to come is told nothing, rather than that there is none.
+func TestNeeds(t *testing.T) {
+	each(t, func(t *testing.T, form xdstest.Form) {
+		f := serve(t, nil)
+		f.Publish(1, []xds.Change{set("a", cluster("x", 1))})
+		c := f.connect(t, form, "pod.ns", "a !own")
+		check(t, c.Subscribe(cds))
+		settle(t, c)
+		wantSync(t, f, "pod.ns", cds, xds.NotSent)
+		f.Publish(2, []xds.Change{set("own", cluster("y", 1))})
+		check(t, c.Ack(next(t, c, "x", "y")))
+
+		f.moved.Store(&[]string{"a", "!next"})
+		f.Publish(3, nil, "pod.ns")
+		settle(t, c) // it keeps y
+		f.Publish(4, []xds.Change{set("next", cluster("z", 1))}, "pod.ns")
+		next(t, c, map[xdstest.Form][]string{xdstest.Delta: {"z", "-y"}, xdstest.SotW: {"x", "z"}}[form]...)
+	})
+}
+
+// A client that subscribes and drops under the wildcard without taking any answer is cut, rather than kept in memory.
+func TestDropsAreBounded(t *testing.T) {
+	f := serve(t, func(o *xds.Options) { o.MaxNames = 10 })
+	f.Publish(1, []xds.Change{set("a", cluster("x", 1))})
+	c := f.connect(t, xdstest.Delta, "pod.ns", "a")
+	check(t, c.Subscribe(cds))
+	next(t, c, "x")
+	for i := range 11 {
+		name := fmt.Sprint("n", i)
+		check(t, c.Subscribe(cds, name))
+		check(t, c.Unsubscribe(cds, name))
+	}
+	wantEnd(t, c, codes.ResourceExhausted, "")
 }
 
 // settle waits until the server has read all that the client has sent.

@@ -55,6 +55,7 @@ type subscription struct {
 	dirty map[string]struct{} // names to compare
 	full  bool                // all names are to be compared
 	owe   bool                // a response is due even if with nothing
+	owed  int                 // names dropped under the wildcard since the last answer; each is kept until it is told
 
 	out          *message // sent and not answered
 	nonce, acked string
@@ -138,7 +139,7 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 	} else {
 		s.replace(q.names, first)
 	}
-	if len(s.names) > c.maxNames {
+	if max(len(s.names), s.owed) > c.maxNames {
 		return rejected, errNames
 	}
 	return rejected, nil
@@ -147,7 +148,7 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 // settle takes the answer to the response that is out.
 func (s *subscription) settle(q *request, now time.Time) *rejection {
 	m := s.out
-	s.out = nil
+	s.out, s.owed = nil, 0
 	delete(s.refused, "")
 	if !q.nack {
 		s.acked = q.nonce
@@ -232,6 +233,7 @@ func (c *client) subscribe(s *subscription, q *request, first bool) {
 			s.forget(n)
 		case named:
 			s.oweName(n) // it stays by the wildcard, or the client must be told that it is gone
+			s.owed++
 		}
 	}
 }
@@ -275,6 +277,7 @@ func (s *subscription) oweName(name string) {
 // forget drops a name that the client has dropped.
 func (s *subscription) forget(name string) {
 	delete(s.sent, name)
+	delete(s.dirty, name)
 	delete(s.extra, name)
 	delete(s.refused, name)
 }

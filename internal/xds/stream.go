@@ -21,6 +21,7 @@ import (
 
 const (
 	healthInfo   = "type.googleapis.com/istio.v1.HealthInformation" // a report, not a request
+	maxNode      = 1 << 20                                          // bytes; the labels and annotations of a Pod have a quarter of that
 	helloTimeout = 15 * time.Second                                 // from stream to first request; a stranger may hold a stream no longer
 	askTimeout   = 10 * time.Second                                 // of Session.Ask
 	maxForeign   = 64                                               // types outside the table, and questions waiting, of a stream
@@ -36,8 +37,9 @@ type stream struct {
 	connected time.Time
 	wake      chan struct{} // capacity 1: something may be due
 
-	groups []Group // with layers guarded by Server.mu
+	groups []Group // with the fields below guarded by Server.mu
 	layers layers
+	needs  *group // nothing is sent while it is empty; nil: none
 
 	mu        sync.Mutex // guards the fields below
 	session   *Session   // set once, before the stream is in Server.clients
@@ -77,7 +79,7 @@ func (s *Server) remove(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
-	s.layerLocked(st, nil)
+	s.layerLocked(st, nil, "")
 	if st.session != nil {
 		of := s.clients[st.session.ID]
 		delete(of, st)
@@ -94,6 +96,9 @@ func (st *stream) admit(ctx context.Context, hello <-chan *request) error {
 	case q := <-hello:
 		if q.node == nil {
 			return status.Error(codes.InvalidArgument, "missing node information")
+		}
+		if len(q.node) > maxNode {
+			return status.Errorf(codes.InvalidArgument, "node information of %d bytes; at most %d are taken", len(q.node), maxNode)
 		}
 		if err := proto.Unmarshal(q.node, h.Node); err != nil {
 			return status.Error(codes.InvalidArgument, "malformed node information")
@@ -127,7 +132,8 @@ func (s *Server) enter(st *stream, session *Session) error {
 		s.clients[session.ID] = of
 	}
 	of[st] = struct{}{}
-	s.layerLocked(st, session.groups())
+	groups, needs := session.groups()
+	s.layerLocked(st, groups, needs)
 	st.mu.Lock()
 	st.session = session
 	st.mu.Unlock()
@@ -233,7 +239,7 @@ func (st *stream) touchAll() {
 
 // write sends what is due until the stream ends.
 func (st *stream) write(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil { // a stream that is ended is not told, on top, that what it held is gone
 		due, questions := st.due()
 		for _, m := range due.send {
 			if err := st.send(ctx, m, ""); err != nil {
@@ -259,9 +265,9 @@ func (st *stream) write(ctx context.Context) error {
 		case <-st.wake:
 		case <-again:
 		case <-ctx.Done():
-			return ending(ctx)
 		}
 	}
+	return ending(ctx)
 }
 
 func (st *stream) due() (step, []*request) {
@@ -269,7 +275,10 @@ func (st *stream) due() (step, []*request) {
 	defer st.server.mu.RUnlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	due := st.client.next(st.layers, st.session.Ask != nil, time.Now(), st.server.newNonce)
+	var due step
+	if !st.needs.empty() {
+		due = st.client.next(st.layers, st.session.Ask != nil, time.Now(), st.server.newNonce)
+	}
 	for _, m := range due.send {
 		m.version = st.server.rev
 	}

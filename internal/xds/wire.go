@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -84,7 +85,13 @@ var (
 	errNames     = status.Error(codes.ResourceExhausted, "too many resource names")
 )
 
-// parseRequest reads a request with at most maxNames names of a kind. It does not check UTF-8.
+// maxDetail bounds the text of a rejection, which goes into logs, events and what istioctl prints. In bytes.
+const maxDetail = 4 << 10
+
+func brief(detail string) string { return strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "?") }
+
+// parseRequest reads a request with at most maxNames names of a kind. Of its strings only the text of a rejection is
+// checked for UTF-8.
 func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error) {
 	q := &request{}
 	err := scan(data, func(field protowire.Number, value func() []byte) error {
@@ -117,7 +124,7 @@ func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error
 				return err
 			}
 			q.nack = true
-			q.detail = cmp.Or(detail[0], q.detail)
+			q.detail = cmp.Or(brief(detail[0]), q.detail)
 		}
 		if max(len(q.names), len(q.drop), len(q.held)) > maxNames {
 			return errNames

@@ -3,6 +3,7 @@ package xds
 import (
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -117,6 +118,17 @@ func seeds(f *testing.F) {
 	f.Add([]byte{0x0b, 0x0a, 0x01, 'x', 0x0c, 0x3a, 0x00}) // a group, and an empty error
 }
 
+// The text of a rejection goes to logs and into other messages, whatever the client writes.
+func TestBrief(t *testing.T) {
+	for in, want := range map[string]string{
+		"no such filter": "no such filter", "\xff!": "?!", strings.Repeat("x", maxDetail-1) + "ü": strings.Repeat("x", maxDetail-1) + "?",
+	} {
+		if got := brief(in); got != want {
+			t.Errorf("%.20q… of %d bytes is %.20q… of %d", in, len(in), got, len(got))
+		}
+	}
+}
+
 // check holds the parser to proto: what proto takes is taken, and read alike.
 func check(t *testing.T, f *form, b []byte, want *request) {
 	half := len(b) / 2
@@ -133,7 +145,7 @@ func check(t *testing.T, f *form, b []byte, want *request) {
 			t.Fatalf("node %v, want %v", a, b)
 		}
 	}
-	if got.typeURL != want.typeURL || got.nonce != want.nonce || got.nack != want.nack || got.detail != want.detail ||
+	if got.typeURL != want.typeURL || got.nonce != want.nonce || got.nack != want.nack || got.detail != brief(want.detail) ||
 		!slices.Equal(got.names, want.names) || !slices.Equal(got.drop, want.drop) || !maps.Equal(got.held, want.held) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}

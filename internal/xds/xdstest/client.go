@@ -94,6 +94,11 @@ func (c *Client) Subscribe(typeURL string, names ...string) error {
 	return c.request(typeURL, "", "", names, nil, nil)
 }
 
+// Unsubscribe gives up names of a type, which only the delta form has a word for.
+func (c *Client) Unsubscribe(typeURL string, names ...string) error {
+	return c.request(typeURL, "", "", nil, names, nil)
+}
+
 // Ack accepts a response. In the state-of-the-world form it repeats the type's names, to which more may be added.
 func (c *Client) Ack(r *Response, more ...string) error { return c.answer(r, "", more) }
 
