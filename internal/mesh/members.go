@@ -192,7 +192,8 @@ func (m Mesh) validate() error {
 //
 // A namespace belongs to one mesh: to its holder while that still selects it, else to the oldest mesh that does. A mesh
 // that cannot live beside an older one (same system namespace, same selector, no selectors) gets nothing new, but keeps
-// what it holds and still selects: nobody's edit takes away another's members. The system namespace is not implied.
+// what it holds and still selects: nobody's edit takes away another's members. Its system namespace is not implied, but no
+// other mesh gets it.
 func Members(namespaces []Namespace, meshes []Mesh) ([]Member, []Finding) {
 	meshes = slices.SortedFunc(slices.Values(meshes), older)
 	faults := map[ID]Finding{}
@@ -206,26 +207,37 @@ func Members(namespaces []Namespace, meshes []Mesh) ([]Member, []Finding) {
 			accepted = append(accepted, m)
 		}
 	}
+	homes := map[string]ID{}
+	for _, m := range accepted {
+		homes[m.System] = m.ID
+	}
 	var members []Member
 	owner := map[string]ID{}
 	for _, ns := range namespaces {
 		var winner ID
+		home := homes[ns.Name]
+		foreign := func(m Mesh) bool { return home != "" && home != m.ID }
 		for _, m := range meshes {
 			fault, bad := faults[m.ID]
 			switch {
 			case ns.Holder == m.ID && (fault.Reason == ReasonInvalidSelector || m.Selects(ns.Labels)):
 				winner = m.ID
-			case winner == "" && !bad && m.Selects(ns.Labels):
+			case winner == "" && !bad && !foreign(m) && m.Selects(ns.Labels):
 				winner = m.ID
 			}
 		}
-		if winner == "" {
-			continue
+		if winner != "" {
+			owner[ns.Name] = winner
+			members = append(members, Member{Namespace: ns.Name, Mesh: winner})
 		}
-		owner[ns.Name] = winner
-		members = append(members, Member{Namespace: ns.Name, Mesh: winner})
 		for _, m := range accepted {
-			if m.ID != winner && m.Selects(ns.Labels) {
+			switch {
+			case !m.Selects(ns.Labels):
+			case foreign(m):
+				findings = append(findings, Finding{About: m.ref(), Reason: ReasonNamespaceTaken, Message: fmt.Sprintf(
+					"namespace %s matches the selectors of mesh %s and is the system namespace of mesh %s, which no other mesh may have: change its labels or a selector of mesh %[2]s",
+					ns.Name, m.ID, home)})
+			case m.ID != winner:
 				findings = append(findings, Finding{About: m.ref(), Reason: ReasonNamespaceTaken, Message: fmt.Sprintf(
 					"namespace %s matches the selectors of mesh %s and of mesh %s, to which it belongs; a namespace belongs to one mesh: change its labels or a selector",
 					ns.Name, m.ID, winner)})

@@ -68,6 +68,21 @@ func TestMembers(t *testing.T) {
 		},
 		{name: "a holder that selects no longer gives way", namespaces: []Namespace{ns("x", "b", "d=a")}, meshes: []Mesh{a, b}, members: "x:a"},
 		{name: "one system namespace, one mesh", namespaces: []Namespace{ns("x", "", "d=b")}, meshes: []Mesh{a, with(b, func(m *Mesh) { m.System = "sys-a" })}, findings: []string{"b SystemNamespaceTaken sys-a"}},
+		{
+			name: "a system namespace is no other mesh's, whoever is older", namespaces: []Namespace{ns("sys-b", "", "d=a"), ns("sys-a", "", "d=b")},
+			meshes: []Mesh{a, b}, findings: []string{
+				"a NamespaceTaken namespace sys-b matches the selectors of mesh a and is the system namespace of mesh b", "a SystemNamespaceNotSelected sys-a",
+				"b NamespaceTaken namespace sys-a matches the selectors of mesh b and is the system namespace of mesh a", "b SystemNamespaceNotSelected sys-b",
+			},
+		},
+		{
+			name: "a mesh keeps a namespace that a later one takes for its system", namespaces: []Namespace{ns("sys-b", "a", "d=a")}, members: "sys-b:a",
+			meshes: []Mesh{a, b}, findings: []string{"a NamespaceTaken system namespace of mesh b", "b SystemNamespaceNotSelected sys-b"},
+		},
+		{
+			name: "the system namespace of a mesh that is refused is as any other", namespaces: []Namespace{ns("sys-b", "", "d=a")}, members: "sys-b:a",
+			meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = nil })}, findings: []string{"b SelectsEverything mesh a"},
+		},
 		{name: "one selector, one mesh", meshes: []Mesh{a, with(b, func(m *Mesh) { m.Selectors = []Selector{in("d", "a")} })}, findings: []string{"b SelectorTaken d In a"}},
 		{name: "not created yet is after all", meshes: []Mesh{with(a, func(m *Mesh) { m.Created = time.Time{} }), with(b, func(m *Mesh) { m.System = "sys-a" })}, findings: []string{"a SystemNamespaceTaken sys-a"}},
 		{
@@ -178,12 +193,19 @@ func TestMembersProperties(t *testing.T) {
 			}
 			owner[m.Namespace] = m.Mesh
 		}
+		refused := map[ID]bool{}
+		for _, f := range findings {
+			refused[ID(f.About.Name)] = refused[ID(f.About.Name)] || f.Reason != ReasonNamespaceTaken && f.Reason != ReasonSystemNamespaceNotSelected
+		}
 		settled := slices.Clone(namespaces)
 		for i, ns := range namespaces {
 			settled[i].Holder = owner[ns.Name]
 			for _, m := range meshes {
 				if m.ID == owner[ns.Name] && !m.Selects(ns.Labels) {
 					t.Fatalf("%s is a member of %s, which does not select it", ns.Name, m.ID)
+				}
+				if m.System == ns.Name && !refused[m.ID] && owner[ns.Name] != "" && owner[ns.Name] != m.ID && owner[ns.Name] != ns.Holder {
+					t.Fatalf("%s got %s, the system namespace of %s", owner[ns.Name], ns.Name, m.ID)
 				}
 				if m.ID == ns.Holder && m.Selects(ns.Labels) && owner[ns.Name] != m.ID {
 					t.Fatalf("%s taken from its holder %s", ns.Name, m.ID)

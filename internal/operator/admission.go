@@ -19,8 +19,9 @@ import (
 // admit answers the API server about Istio objects: what mesh.Members or the operator would refuse later, it refuses now,
 // before anything of it is written.
 type admit struct {
-	live    client.Reader // past the cache: of two meshes applied at once, the second must see the first
-	decoder admission.Decoder
+	live      client.Reader // past the cache: of two meshes applied at once, the second must see the first
+	decoder   admission.Decoder
+	namespace string // the operator's
 }
 
 // Handle refuses an Istio for what is wrong with it that was not before.
@@ -43,14 +44,14 @@ func (a *admit) Handle(ctx context.Context, req admission.Request) admission.Res
 			return admission.Allowed("")
 		}
 	}
-	if err := supported(istio); err != nil {
+	if err := supported(istio, a.namespace); err != nil {
 		return admission.Denied(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	istios, err := listIstios(ctx, a.live)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	namespaces, err := listNamespaces(ctx, a.live)
+	namespaces, err := listNamespaces(ctx, a.live, istios)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
@@ -93,7 +94,7 @@ func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespa
 			warnings = append(warnings, "some namespace could match both "+text+"; the API server will refuse one that does")
 		}
 	}
-	for _, v := range unusedValues(istio.Spec.Values) {
+	for _, v := range unusedValues(istio) {
 		warnings = append(warnings, "spec.values."+v+" has no effect in this build")
 	}
 	return nil, warnings

@@ -91,7 +91,7 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 				continue
 			}
 		}
-		if err := applyOrReplace(ctx, c, o); err != nil {
+		if err := applyOrReplace(ctx, c, operatorName, o); err != nil {
 			return err
 		}
 	}
@@ -103,16 +103,17 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 	return nil
 }
 
-// applyOrReplace applies; a binding whose role changed between two versions must be made anew.
-func applyOrReplace(ctx context.Context, c client.Client, o client.Object) error {
-	err := apply(ctx, c, operatorName, o)
+// applyOrReplace applies; a binding whose role changed between two versions, or that somebody else gave the name to, must be
+// made anew.
+func applyOrReplace(ctx context.Context, c client.Client, manager string, o client.Object) error {
+	err := apply(ctx, c, manager, o)
 	switch o.(type) {
 	case *rbacv1.ClusterRoleBinding, *rbacv1.RoleBinding:
 		if apierrors.IsInvalid(err) {
 			if err := c.Delete(ctx, o); err != nil {
 				return fmt.Errorf("replace %s: %w", name(o), err)
 			}
-			return apply(ctx, c, operatorName, o)
+			return apply(ctx, c, manager, o)
 		}
 	}
 	return err

@@ -34,8 +34,9 @@ const longestName = validation.DNS1035LabelMaxLength - len("istiod-")
 // istios turns an Istio into its revision, unless the mesh cannot live beside the others, and copies the status back.
 type istios struct {
 	client    client.Client
-	version   string // of this build
-	namespace string // the operator's
+	live      client.Reader // past the cache, which may not have the revision that was written just now
+	version   string        // of this build
+	namespace string        // the operator's
 	events    events.EventRecorder
 }
 
@@ -78,7 +79,7 @@ func (r *istios) findings(ctx context.Context, name string) ([]mesh.Finding, err
 	if err != nil {
 		return nil, err
 	}
-	namespaces, err := listNamespaces(ctx, r.client)
+	namespaces, err := listNamespaces(ctx, r.client, istios)
 	if err != nil {
 		return nil, err
 	}
@@ -86,16 +87,21 @@ func (r *istios) findings(ctx context.Context, name string) ([]mesh.Finding, err
 	return slices.DeleteFunc(all, func(f mesh.Finding) bool { return f.About.Name != name }), nil
 }
 
-// listNamespaces are all namespaces with the meshes that they belong to now.
-func listNamespaces(ctx context.Context, r client.Reader) ([]mesh.Namespace, error) {
+// listNamespaces are all namespaces with the meshes that they belong to now. A Membership counts in the system namespace of
+// its mesh only: whoever writes one elsewhere holds nothing by it.
+func listNamespaces(ctx context.Context, r client.Reader, istios []sailv1.Istio) ([]mesh.Namespace, error) {
 	list := metadataListOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
 	var members heddlev1alpha1.MembershipList
 	if err := errors.Join(r.List(ctx, list), r.List(ctx, &members)); err != nil {
 		return nil, fmt.Errorf("list namespaces and memberships: %w", err)
 	}
+	system := map[string]string{}
+	for _, i := range istios {
+		system[i.Name] = i.Spec.Namespace
+	}
 	holders := map[string]mesh.ID{}
 	for _, m := range members.Items {
-		if m.Spec.Phase != heddlev1alpha1.Leaving {
+		if m.Spec.Phase != heddlev1alpha1.Leaving && m.Namespace == system[m.Labels[labelMesh]] {
 			holders[m.Spec.Namespace] = mesh.ID(m.Labels[labelMesh])
 		}
 	}
@@ -113,7 +119,7 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 			return fault{f.Reason, f.Message}
 		}
 	}
-	if err := supported(istio); err != nil {
+	if err := supported(istio, r.namespace); err != nil {
 		return fault{"ReconcileError", err.Error()}
 	}
 	version, err := resolveVersion(istio.Spec.Version)
@@ -140,22 +146,36 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 	return apply(ctx, r.client, fieldManager(id), rev)
 }
 
-// supported names what this build cannot do of what the API allows.
-func supported(istio *sailv1.Istio) error {
+// supported names what this build cannot do of what the API allows; namespace is the operator's.
+func supported(istio *sailv1.Istio, namespace string) error {
 	var faults []error
 	if errs := validation.IsDNS1123Label(istio.Name); len(errs) > 0 || len(istio.Name) > longestName {
 		faults = append(faults, fmt.Errorf("metadata.name %q must be lower case letters, digits and dashes, at most %d of them: it names a Service istiod-%s",
 			istio.Name, longestName, istio.Name))
 	}
+	// In these a control plane would have its rights on what is not its mesh's: secrets, root, ConfigMaps.
+	if slices.Contains([]string{namespace, metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease}, istio.Spec.Namespace) {
+		faults = append(faults, fmt.Errorf("spec.namespace %s belongs to the cluster or to the operator; give the mesh a namespace of its own",
+			istio.Spec.Namespace))
+	}
 	if !slices.Contains(profiles, istio.Spec.Profile) {
 		faults = append(faults, fmt.Errorf("spec.profile %s is not supported by this build; leave it out or use one of %s",
 			istio.Spec.Profile, strings.Join(profiles[1:], ", ")))
+	}
+	s, verr := parseValues(istio.Spec.Values)
+	if !slices.Contains(profiles, s.Profile) {
+		faults = append(faults, fmt.Errorf("spec.values.profile %s is not supported by this build; leave it out or use one of %s",
+			s.Profile, strings.Join(profiles[1:], ", ")))
+	}
+	own := audienceOf(mesh.ID(istio.Name), istio.Spec.Namespace)
+	if aud := s.Global.SDS.Token.Aud; aud != "" && aud != own && aud != sharedAudience {
+		faults = append(faults, fmt.Errorf("spec.values.global.sds.token.aud %s is no audience that the mesh's control plane takes; "+
+			"leave it out, which means %s, or use %s for agents of Istio itself", aud, own, sharedAudience))
 	}
 	if t := istio.Spec.UpdateStrategy.Type; t != "" && t != "InPlace" {
 		faults = append(faults, fmt.Errorf("spec.updateStrategy.type %s is not supported by this build; use InPlace", t))
 	}
 	_, err := resolveVersion(istio.Spec.Version)
-	_, verr := parseValues(istio.Spec.Values)
 	return errors.Join(append(faults, err, verr)...)
 }
 
@@ -165,7 +185,7 @@ func (r *istios) status(ctx context.Context, istio *sailv1.Istio, failed error) 
 	s.ObservedGeneration = istio.Generation
 	s.HeddleVersion = r.version
 	rev := &sailv1.IstioRevision{}
-	err := r.client.Get(ctx, client.ObjectKey{Name: istio.Name}, rev)
+	err := r.live.Get(ctx, client.ObjectKey{Name: istio.Name}, rev)
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("read revision %s: %w", istio.Name, err)
 	}
@@ -178,13 +198,13 @@ func (r *istios) status(ctx context.Context, istio *sailv1.Istio, failed error) 
 		s.ActiveRevisionName, s.IstioVersion = rev.Name, rev.Spec.Version
 		s.Revisions.Total = 1
 		for _, kind := range order {
-			if c := meta.FindStatusCondition(rev.Status.Conditions, kind); c != nil {
+			if c := meta.FindStatusCondition(rev.Status.Conditions, kind); c != nil && rev.Status.ObservedGeneration >= rev.Generation {
 				set(kind, c.Status, c.Reason, c.Message)
 			} else {
-				set(kind, metav1.ConditionUnknown, "Pending", "the revision was not looked at yet")
+				set(kind, metav1.ConditionUnknown, "Pending", "the revision, as it is now, was not looked at yet")
 			}
 		}
-		if meta.IsStatusConditionTrue(rev.Status.Conditions, "Ready") {
+		if meta.IsStatusConditionTrue(s.Conditions, "Ready") {
 			s.Revisions.Ready = 1
 		}
 		if meta.IsStatusConditionTrue(rev.Status.Conditions, "InUse") {
@@ -230,7 +250,7 @@ func (r *istios) conditions(istio *sailv1.Istio, findings []mesh.Finding) {
 	}
 	set(conditionExclusive, mesh.ReasonNamespaceTaken, of(mesh.ReasonNamespaceTaken))
 	set(conditionSystem, mesh.ReasonSystemNamespaceNotSelected, of(mesh.ReasonSystemNamespaceNotSelected))
-	set(conditionValues, "UnusedValues", unusedValues(istio.Spec.Values))
+	set(conditionValues, "UnusedValues", unusedValues(istio))
 }
 
 // announce makes an event of every condition that has become false, or false for another reason.

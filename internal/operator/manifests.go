@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -24,10 +25,14 @@ const (
 	labelRevision = "istio.io/rev"
 	labelTag      = "istio.io/tag"
 
+	annotationOnce = "heddle.dev/read-once"
+
 	// The ClusterRoles that the operator may bind; see Bootstrap.
 	roleMember  = "heddle-mesh-member"
 	roleSystem  = "heddle-mesh-system"
 	roleCluster = "heddle-mesh-cluster"
+
+	defaultTrustDomain = "cluster.local"
 
 	proxyUser = 1337 // who every process of both images runs as
 )
@@ -121,7 +126,7 @@ func (p Plane) configMaps() ([]client.Object, error) {
 		return &corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: p.meta(name + p.suffix()), Data: data}
 	}
 	meshConfig := overlay(map[string]any{
-		"trustDomain":   "cluster.local",
+		"trustDomain":   defaultTrustDomain,
 		"defaultConfig": map[string]any{"discoveryAddress": p.host() + ":15012"},
 	}, asMap(p.values["meshConfig"]))
 	meshConfig["rootNamespace"] = p.Namespace // the mesh's policies are where its control plane is, and nowhere else
@@ -212,6 +217,7 @@ func (p Plane) deployment() *appsv1.Deployment {
 	// istioctl reads the monitoring port from here.
 	pod.Annotations = map[string]string{
 		"prometheus.io/port": "15014", "prometheus.io/scrape": "true", "sidecar.istio.io/inject": "false",
+		annotationOnce: p.once(),
 	}
 	surge, unavailable := intstr.FromString("100%"), intstr.FromString("25%")
 	return &appsv1.Deployment{
@@ -235,6 +241,12 @@ func (p Plane) deployment() *appsv1.Deployment {
 			}},
 		},
 	}
+}
+
+// once are the settings that a control plane reads at its start only. In its pods' template, a change of them replaces the pods.
+func (p Plane) once() string {
+	domain, audience := p.settings.MeshConfig.TrustDomain, p.settings.Global.SDS.Token.Aud
+	return "trustDomain=" + cmp.Or(domain, defaultTrustDomain) + " aud=" + cmp.Or(audience, audienceOf(p.Mesh, p.Namespace))
 }
 
 func (p Plane) container() corev1.Container {

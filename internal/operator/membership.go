@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -59,7 +60,7 @@ type membership struct {
 type standing struct {
 	mesh       mesh.ID
 	membership *heddlev1alpha1.Membership
-	binding    *metav1.PartialObjectMetadata
+	binding    *rbacv1.RoleBinding
 }
 
 // wanted is what shall be there; mesh is empty if the namespace shall belong to none.
@@ -87,15 +88,17 @@ func (m *membership) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	var wait time.Duration
+	var errs []error // of one mesh, which must not keep another from leaving
 	for _, s := range have {
 		if s.stays(want) {
 			continue
 		}
 		left, err := m.leave(ctx, req.Name, s)
-		if err != nil {
-			return reconcile.Result{}, err
-		}
+		errs = append(errs, err)
 		wait = max(wait, left)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return reconcile.Result{}, err
 	}
 	if wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
@@ -127,14 +130,19 @@ func (m *membership) standings(ctx context.Context, r client.Reader, namespace s
 		return nil, fmt.Errorf("list the memberships of namespace %s: %w", namespace, err)
 	}
 	for i := range list.Items {
-		of(&list.Items[i]).membership = &list.Items[i]
+		o := &list.Items[i]
+		if ok, err := m.home(ctx, o); err != nil {
+			return nil, err
+		} else if ok {
+			of(o).membership = o
+		}
 	}
-	binding := metadataOf(rbacv1.SchemeGroupVersion.WithKind("RoleBinding"))
+	binding := &rbacv1.RoleBinding{}
 	err := r.Get(ctx, client.ObjectKey{Namespace: namespace, Name: roleMember}, binding)
 	switch {
 	case client.IgnoreNotFound(err) != nil:
 		return nil, fmt.Errorf("read the binding of namespace %s: %w", namespace, err)
-	case err == nil && binding.Labels[labelMesh] != "":
+	case err == nil && binding.Labels[labelMesh] != "" && binding.DeletionTimestamp == nil: // else it is held by a finalizer of others
 		of(binding).binding = binding
 	}
 	var out []standing
@@ -142,6 +150,16 @@ func (m *membership) standings(ctx context.Context, r client.Reader, namespace s
 		out = append(out, *by[id])
 	}
 	return out, nil
+}
+
+// home reports whether a Membership lies in the system namespace of the mesh that it names: elsewhere it says nothing. Of a
+// mesh without revision it is what is left, and goes.
+func (m *membership) home(ctx context.Context, o *heddlev1alpha1.Membership) (bool, error) {
+	rev := &sailv1.IstioRevision{}
+	if err := m.client.Get(ctx, client.ObjectKey{Name: o.Labels[labelMesh]}, rev); err != nil {
+		return true, client.IgnoreNotFound(err)
+	}
+	return o.Namespace == rev.Spec.Namespace, nil
 }
 
 // want asks mesh.Members and reads what the mesh's control plane must know of the namespace.
@@ -160,7 +178,7 @@ func (m *membership) want(ctx context.Context, name string, have []standing) (wa
 	}
 	id := members[0].Mesh
 	rev := &sailv1.IstioRevision{}
-	if err := m.client.Get(ctx, client.ObjectKey{Name: string(id)}, rev); err != nil || rev.DeletionTimestamp != nil {
+	if err := m.client.Get(ctx, client.ObjectKey{Name: string(id)}, rev); err != nil || rev.DeletionTimestamp != nil || !ofIstio(rev) {
 		return wanted{}, client.IgnoreNotFound(err) // no control plane, no member
 	}
 	if ok, err := namespaceActive(ctx, m.client, rev.Spec.Namespace); err != nil || !ok {
@@ -281,13 +299,22 @@ func settled(want wanted, have []standing) bool {
 	s := have[0]
 	spec := want.spec
 	spec.Phase = s.phase()
-	return equality.Semantic.DeepEqual(spec, s.membership.Spec) && (s.binding != nil) == (want.plane.selectors != nil)
+	return equality.Semantic.DeepEqual(spec, s.membership.Spec) && s.bound(want)
+}
+
+// bound reports whether the binding says what it shall, or is not there if none shall be.
+func (s standing) bound(want wanted) bool {
+	if s.binding == nil || want.plane.selectors == nil {
+		return s.binding == nil && want.plane.selectors == nil
+	}
+	b := MemberBinding(want.plane, want.spec.Namespace)
+	return s.binding.RoleRef == b.RoleRef && equality.Semantic.DeepEqual(s.binding.Subjects, b.Subjects)
 }
 
 // join gives rights, then says so.
 func (m *membership) join(ctx context.Context, namespace string, want wanted, s standing) error {
 	if want.plane.selectors != nil {
-		if err := apply(ctx, m.client, fieldManager(want.mesh), MemberBinding(want.plane, namespace)); err != nil {
+		if err := applyOrReplace(ctx, m.client, fieldManager(want.mesh), MemberBinding(want.plane, namespace)); err != nil {
 			return err
 		}
 	}

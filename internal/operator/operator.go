@@ -19,7 +19,9 @@ import (
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -122,7 +124,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	cert.client, cert.live = mgr.GetClient(), mgr.GetAPIReader()
 	mgr.GetWebhookServer().Register("/validate", &admission.Webhook{
-		Handler: &admit{live: mgr.GetAPIReader(), decoder: admission.NewDecoder(scheme)},
+		Handler: &admit{live: mgr.GetAPIReader(), decoder: admission.NewDecoder(scheme), namespace: o.Namespace},
 	})
 	if err := mgr.AddReadyzCheck("webhook", func(req *http.Request) error {
 		select {
@@ -151,9 +153,14 @@ func cacheOptions(namespace string) (cache.Options, error) {
 	return cache.Options{
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&appsv1.Deployment{}: own, &corev1.Service{}: own, &corev1.ServiceAccount{}: own, &corev1.ConfigMap{}: own,
+			&appsv1.Deployment{}: own, &corev1.Service{}: own, &corev1.ServiceAccount{}: own,
+			&autoscalingv2.HorizontalPodAutoscaler{}: own, &policyv1.PodDisruptionBudget{}: own,
 			&rbacv1.RoleBinding{}: own, &rbacv1.ClusterRoleBinding{}: own,
 			&admissionv1.MutatingWebhookConfiguration{}: own, &admissionv1.ValidatingWebhookConfiguration{}: own,
+			&corev1.ConfigMap{}: {Namespaces: map[string]cache.Config{
+				namespace:           {FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, selectorsName)},
+				cache.AllNamespaces: {LabelSelector: own.Label}, // all others
+			}},
 			&corev1.Pod{}: {Field: fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded))},
 			&corev1.Secret{}: {Namespaces: map[string]cache.Config{namespace: {
 				FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, certificateName),
@@ -192,7 +199,7 @@ func (w wiring) controllers() error {
 		return err
 	}
 	return errors.Join(
-		w.istios(&istios{client: c, version: version, namespace: w.o.Namespace, events: recorder}),
+		w.istios(&istios{client: c, live: live, version: version, namespace: w.o.Namespace, events: recorder}),
 		w.revisions(&revisions{
 			client: c, live: live, images: w.o.Images, version: version, namespace: w.o.Namespace, log: w.o.Log, prober: dial, now: time.Now,
 		}, roots),
@@ -234,12 +241,15 @@ func ofMesh(o client.Object) string { return o.GetLabels()[labelMesh] }
 // toAll sends an event to every object of a list.
 func toAll(c client.Reader, list func() client.ObjectList) handler.EventHandler {
 	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
-		l := list()
-		if err := c.List(ctx, l); err != nil {
-			return nil // the cache is stopping
-		}
-		return requests(l)
+		return listed(ctx, c, list())
 	})
+}
+
+func listed(ctx context.Context, c client.Reader, l client.ObjectList) []reconcile.Request {
+	if err := c.List(ctx, l); err != nil {
+		return nil // the cache is stopping
+	}
+	return requests(l)
 }
 
 func requests(l client.ObjectList) (out []reconcile.Request) {
@@ -262,6 +272,15 @@ func labelsChange() predicate.Predicate {
 // specChange passes what a user may have changed, not a status.
 func specChange() predicate.Predicate {
 	return predicate.Or(predicate.GenerationChangedPredicate{}, labelsChange())
+}
+
+// autoscalerChange passes what a user may have changed of an autoscaler, which has no generation and a new status every
+// quarter of a minute.
+func autoscalerChange() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		old, now := e.ObjectOld.(*autoscalingv2.HorizontalPodAutoscaler), e.ObjectNew.(*autoscalingv2.HorizontalPodAutoscaler)
+		return !equality.Semantic.DeepEqual(old.Spec, now.Spec)
+	}}
 }
 
 // existence passes the beginning and the end of objects, not their changes.
@@ -317,12 +336,16 @@ func (w wiring) istios(r *istios) error {
 		})
 		return requests(&list)
 	})
+	selectors := predicate.NewPredicateFuncs(func(o client.Object) bool {
+		return o.GetNamespace() == r.namespace && o.GetName() == selectorsName
+	})
 	return w.build("istio").
 		For(&sailv1.Istio{}, builder.WithPredicates(specChange())).
 		Owns(&sailv1.IstioRevision{}).
 		Watches(&sailv1.Istio{}, every, builder.WithPredicates(specChange())).
 		Watches(&heddlev1alpha1.Membership{}, every, builder.WithPredicates(existence())).
 		WatchesMetadata(namespaces(), selecting, builder.WithPredicates(labelsChange())).
+		WatchesMetadata(&corev1.ConfigMap{}, every, builder.WithPredicates(selectors)).
 		Complete(again{r})
 }
 
@@ -357,10 +380,12 @@ func (w wiring) revisions(r *revisions, roots cache.Cache) error {
 		Owns(&corev1.Service{}, builder.OnlyMetadata).
 		Owns(&corev1.ServiceAccount{}, builder.OnlyMetadata).
 		Owns(&corev1.ConfigMap{}, builder.OnlyMetadata).
+		Owns(&autoscalingv2.HorizontalPodAutoscaler{}, builder.WithPredicates(autoscalerChange())).
+		Owns(&policyv1.PodDisruptionBudget{}, builder.OnlyMetadata, builder.WithPredicates(specChange())).
 		Owns(&admissionv1.MutatingWebhookConfiguration{}).
 		Owns(&admissionv1.ValidatingWebhookConfiguration{}).
 		WatchesMetadata(&rbacv1.ClusterRoleBinding{}, to(ofMesh)).
-		WatchesMetadata(&rbacv1.RoleBinding{}, member).
+		Watches(&rbacv1.RoleBinding{}, member).
 		Watches(&heddlev1alpha1.Membership{}, member, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&sailv1.IstioRevisionTag{}, to(client.Object.GetName), builder.WithPredicates(existence())).
 		WatchesMetadata(namespaces(), home(client.Object.GetName), builder.WithPredicates(labelsChange())).
@@ -372,10 +397,22 @@ func (w wiring) memberships(r *membership) error {
 	every := func() client.ObjectList { return metadataListOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
 	self := to(client.Object.GetName)
 	home := to(client.Object.GetNamespace)
+	// A system namespace that is made again holds no Membership: what belonged to its mesh joins anew.
+	system := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, ns client.Object) []reconcile.Request {
+		var list sailv1.IstioRevisionList
+		if err := r.client.List(ctx, &list); err != nil {
+			return nil // the cache is stopping
+		}
+		if !slices.ContainsFunc(list.Items, func(rev sailv1.IstioRevision) bool { return rev.Spec.Namespace == ns.GetName() }) {
+			return nil
+		}
+		return listed(ctx, r.client, every())
+	})
 	b := w.build("membership").
 		WatchesMetadata(namespaces(), self, builder.WithPredicates(labelsChange())).
+		WatchesMetadata(namespaces(), system, builder.WithPredicates(existence())).
 		Watches(&heddlev1alpha1.Membership{}, self).
-		WatchesMetadata(&rbacv1.RoleBinding{}, home).
+		Watches(&rbacv1.RoleBinding{}, home).
 		Watches(&sailv1.Istio{}, toAll(r.client, every), builder.WithPredicates(specChange())).
 		Watches(&sailv1.IstioRevision{}, toAll(r.client, every), builder.WithPredicates(predicate.Or(existence(), specChange())))
 	for _, k := range istioKinds() {

@@ -174,6 +174,24 @@ func (c *cluster) namespace(name string, labels map[string]string) *corev1.Names
 	return ns
 }
 
+// as is the same cluster for a user with the rights of a ClusterRole: in one namespace, or in all if it is empty.
+func (c *cluster) as(user, role, namespace string) *cluster {
+	c.t.Helper()
+	subjects := []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: user}}
+	var binding client.Object = &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: user}, RoleRef: clusterRole(role), Subjects: subjects}
+	if namespace != "" {
+		binding = &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: user, Namespace: namespace}, RoleRef: clusterRole(role), Subjects: subjects}
+	}
+	must(c.t, c.Create(c.t.Context(), binding))
+	c.t.Cleanup(func() { _ = c.Delete(context.Background(), binding) })
+	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
+	must(c.t, err)
+	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:authenticated"}}
+	own, err := client.NewWithWatch(config, client.Options{Scheme: c.Scheme()})
+	must(c.t, err)
+	return &cluster{WithWatch: own, t: c.t}
+}
+
 func (c *cluster) label(name string, labels map[string]any) error {
 	patch := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	var pairs []string
@@ -442,6 +460,14 @@ func TestOperator(t *testing.T) {
 		})
 		wantErr(t, c.label("app-1", map[string]any{"e": "1"}), "app-1", "m1", "m2", "a namespace belongs to one mesh")
 	})
+	t.Run("the selectors that the API server reads come back", func(t *testing.T) {
+		must(t, c.Delete(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: selectorsName}}))
+		c.until("they are back", 2*time.Second, &corev1.ConfigMapList{}, func() bool {
+			cm := &corev1.ConfigMap{}
+			must(t, client.IgnoreNotFound(c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: selectorsName}, cm)))
+			return cm.Data["m1"] == "d In m1" && cm.Data["m2"] == "d In m2\ne Exists"
+		})
+	})
 	for _, x := range []struct {
 		name  string
 		istio *sailv1.Istio
@@ -451,6 +477,10 @@ func TestOperator(t *testing.T) {
 		{"no selectors beside another mesh", istio("m3", "sys-3", `{}`), []string{"m1", "m3"}},
 		{"the same system namespace", istio("m3", "sys-1", selecting("d", "m3")), []string{"m1", "m3", "sys-1"}},
 		{"the same selector", istio("m3", "sys-3", selecting("d", "m1")), []string{"m1", "m3", "d In m1"}},
+		{"a selector that matches another mesh's system namespace", istio("m3", "sys-3", selecting(corev1.LabelMetadataName, "sys-1")), []string{"m1", "m3", "sys-1"}},
+		{"another mesh's member as system namespace", istio("m3", "app-1", selecting("d", "m3")), []string{"m1", "m3", "app-1"}},
+		{"a system namespace of the cluster", istio("m3", "kube-system", selecting("d", "m3")), []string{"kube-system"}},
+		{"the operator's namespace", istio("m3", Namespace, selecting("d", "m3")), []string{Namespace}},
 		{"an invalid selector", istio("m3", "sys-3", `{"meshConfig":{"discoverySelectors":[{"matchExpressions":[{"key":"d","operator":"Is"}]}]}}`), []string{"m3", `"Is"`}},
 		{"a name that no Service can have", istio("m.3", "sys-3", selecting("d", "m3")), []string{"m.3"}},
 		{"an unknown version", func() *sailv1.Istio {
@@ -462,21 +492,52 @@ func TestOperator(t *testing.T) {
 		t.Run("MCP-29 refused: "+x.name, func(t *testing.T) { wantErr(t, c.Create(ctx, x.istio), x.texts...) })
 	}
 	t.Run("who may not enroll does not", func(t *testing.T) {
-		config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
-		must(t, err)
-		config.Impersonate = rest.ImpersonationConfig{UserName: "ann", Groups: []string{"system:authenticated"}}
-		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "label-namespaces"}, Rules: []rbacv1.PolicyRule{may("", []string{"namespaces"}, "patch", "get")}}
-		binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "label-namespaces"}, RoleRef: clusterRole("label-namespaces"), Subjects: []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: "ann"}}}
-		for _, o := range []client.Object{role, binding} {
-			must(t, c.Create(ctx, o))
-			t.Cleanup(func() { _ = c.Delete(context.Background(), o) })
-		}
-		ann, err := client.NewWithWatch(config, client.Options{Scheme: c.Scheme()})
-		must(t, err)
+		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "label-namespaces"}, Rules: []rbacv1.PolicyRule{
+			may("", []string{"namespaces", "namespaces/status", "namespaces/finalize"}, "get", "patch", "update"),
+		}}
+		must(t, c.Create(ctx, role))
+		t.Cleanup(func() { _ = c.Delete(context.Background(), role) })
+		ann := c.as("ann", role.Name, "")
 		c.namespace("app-9", nil)
-		as := &cluster{WithWatch: ann, t: t}
-		wantErr(t, as.label("app-9", map[string]any{"d": "m1"}), "ann", "app-9", "m1", "may not enroll")
-		must(t, as.label("app-9", map[string]any{"other": "x"}))
+		refused := []string{"ann", "app-9", "m1", "may not enroll"}
+		wantErr(t, ann.label("app-9", map[string]any{"d": "m1"}), refused...)
+		must(t, ann.label("app-9", map[string]any{"other": "x"}))
+		for _, sub := range []string{"status", "finalize"} {
+			ns := &corev1.Namespace{}
+			must(t, c.Get(ctx, client.ObjectKey{Name: "app-9"}, ns))
+			ns.Labels["d"] = "m1"
+			wantErr(t, ann.SubResource(sub).Update(ctx, ns), refused...)
+			delete(ns.Labels, "d")
+			must(t, ann.SubResource(sub).Update(ctx, ns))
+		}
+	})
+	t.Run("who rules a namespace does not write who belongs to it", func(t *testing.T) {
+		c.namespace("app-6", nil)
+		bob := c.as("bob", "cluster-admin", "app-6")
+		forged := &heddlev1alpha1.Membership{
+			ObjectMeta: metav1.ObjectMeta{Name: "app-1", Namespace: "app-6", Labels: map[string]string{labelMesh: "m2"}},
+			Spec:       heddlev1alpha1.MembershipSpec{Namespace: "app-1", UID: "1", Phase: heddlev1alpha1.Member},
+		}
+		taken := &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: roleMember, Namespace: "app-6", Labels: map[string]string{labelMesh: "m1"}}, RoleRef: clusterRole("view"),
+		}
+		for _, o := range []client.Object{forged, taken} {
+			wantErr(t, bob.Create(ctx, o), "bob may not create", o.GetName())
+			o.SetResourceVersion("")
+		}
+		// Who may do so everywhere may do it here. Neither counts, and the operator takes its name back.
+		must(t, c.Create(ctx, forged))
+		wantErr(t, bob.Delete(ctx, forged), "bob may not delete", "app-1")
+		must(t, c.Create(ctx, taken))
+		c.until("the name is free again", 3*time.Second, &rbacv1.RoleBindingList{}, func() bool {
+			return apierrors.IsNotFound(c.Get(ctx, client.ObjectKeyFromObject(taken), taken))
+		})
+		must(t, c.label("app-1", map[string]any{"tick": "1"}))
+		must(t, c.Get(ctx, client.ObjectKey{Namespace: "sys-1", Name: "app-1"}, &heddlev1alpha1.Membership{}))
+		if c.bound("app-1") != "sys-1" {
+			t.Errorf("app-1 is bound to %q", c.bound("app-1"))
+		}
+		must(t, c.Delete(ctx, forged))
 	})
 	t.Run("DSC-12 a new label moves the namespace, root and rights with it", func(t *testing.T) {
 		must(t, c.label("app-1", map[string]any{"d": "m2"}))
@@ -619,7 +680,8 @@ func TestOperator(t *testing.T) {
 // gone waits until the revision is gone, which is the last of a mesh to go.
 func (c *cluster) gone(id mesh.ID) {
 	c.t.Helper()
-	c.until("revision "+string(id)+" is gone", 10*time.Second, &sailv1.IstioRevisionList{}, func() bool {
+	// Kubernetes collects what an Istio owns, and looks for new kinds, as these are, once in 30 s.
+	c.until("revision "+string(id)+" is gone", time.Minute, &sailv1.IstioRevisionList{}, func() bool {
 		return apierrors.IsNotFound(c.Get(context.Background(), client.ObjectKey{Name: string(id)}, &sailv1.IstioRevision{}))
 	})
 	if left := resourceVersions(c.t, c, id); len(left) > 0 {

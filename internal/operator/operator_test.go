@@ -355,10 +355,57 @@ func TestResolveVersion(t *testing.T) {
 }
 
 func TestUnusedValues(t *testing.T) {
-	got := unusedValues(&sailv1.Values{Raw: []byte(`{"meshConfig":{"discoverySelectors":[{}],"extensionProviders":[],"defaultConfig":{"concurrency":2}},
-		"global":{"istioNamespace":"x","proxy":{"logLevel":"debug"},"tracer":{"zipkin":{"address":"a"}}},"pilot":{"env":{"X":true}},"gateways":{}}`)})
-	if d := cmp.Diff([]string{"gateways", "global.tracer.zipkin.address", "meshConfig.extensionProviders"}, got); d != "" {
-		t.Error(d)
+	for values, want := range map[string][]string{
+		`{"meshConfig":{"discoverySelectors":[{}],"extensionProviders":[],"defaultConfig":{"concurrency":2}},
+		"global":{"istioNamespace":"x","proxy":{"logLevel":"debug"},"tracer":{"zipkin":{"address":"a"}}},"pilot":{"env":{"X":true}},"gateways":{}}`: {
+			"gateways", "global.tracer.zipkin.address", "meshConfig.extensionProviders",
+		},
+		`{"pilot":{"replicaCount":2}}`:                             {"pilot.replicaCount (without pilot.autoscaleEnabled: false)"},
+		`{"pilot":{"replicaCount":2,"autoscaleMin":2}}`:            {"pilot.replicaCount (without pilot.autoscaleEnabled: false)"},
+		`{"pilot":{"replicaCount":2,"autoscaleEnabled":false}}`:    nil,
+		`{"meshConfig":{"rootNamespace":"other"},"gateways":{}}`:   {"gateways", "meshConfig.rootNamespace (spec.namespace is the root namespace: sys)"},
+		`{"meshConfig":{"rootNamespace":"sys","trustDomain":"x"}}`: nil,
+	} {
+		got := unusedValues(&sailv1.Istio{Spec: sailv1.IstioSpec{Namespace: "sys", Values: &sailv1.Values{Raw: []byte(values)}}})
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: -want +got\n%s", values, d)
+		}
+	}
+}
+
+// Of values with a few meanings only, others are refused, with what may be said instead.
+func TestSupportedValues(t *testing.T) {
+	for values, want := range map[string]string{
+		`{}`: "",
+		`{"profile":"default","global":{"sds":{"token":{"aud":"istio-ca"}}}}`: "",
+		`{"global":{"sds":{"token":{"aud":"heddle.dev/sys/m"}}}}`:             "",
+		`{"global":{"sds":{"token":{"aud":"heddle.dev/sys/other"}}}}`:         "spec.values.global.sds.token.aud heddle.dev/sys/other",
+		`{"profile":"ambient"}`: "spec.values.profile ambient",
+	} {
+		err := supported(&sailv1.Istio{
+			ObjectMeta: metav1.ObjectMeta{Name: "m"}, Spec: sailv1.IstioSpec{Namespace: "sys", Values: &sailv1.Values{Raw: []byte(values)}},
+		}, Namespace)
+		if (err != nil) != (want != "") || err != nil && (!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "leave it out")) {
+			t.Errorf("%s: %v, want %q", values, err, want)
+		}
+	}
+}
+
+// A control plane reads these at its start only, so a change of them must replace its pods, and a change of nothing must not.
+func TestWhatIsReadOnceReplacesPods(t *testing.T) {
+	of := func(values string) string {
+		return planeOf(t, "m", "sys", values).deployment().Spec.Template.Annotations[annotationOnce]
+	}
+	base := of(`{}`)
+	for values, same := range map[string]bool{
+		`{"meshConfig":{"trustDomain":"cluster.local"},"global":{"sds":{"token":{"aud":"heddle.dev/sys/m"}}}}`: true,
+		`{"meshConfig":{"accessLogFile":"/dev/stdout"}}`:                                                       true,
+		`{"meshConfig":{"trustDomain":"example.org"}}`:                                                         false,
+		`{"global":{"sds":{"token":{"aud":"istio-ca"}}}}`:                                                      false,
+	} {
+		if got := of(values); (got == base) != same {
+			t.Errorf("%s: %q, without it %q", values, got, base)
+		}
 	}
 }
 
@@ -377,7 +424,7 @@ func TestJudge(t *testing.T) {
 		return sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(1, 0)}, Spec: sailv1.IstioSpec{Namespace: ns, Values: &sailv1.Values{Raw: []byte(values)}}}
 	}
 	there := []sailv1.Istio{istio("m1", "sys-1", selecting("d", "m1")), istio("a-b", "c", selecting("d", "ab"))}
-	namespaces := []mesh.Namespace{{Name: "app", Labels: map[string]string{"d": "m1", "e": "1"}, Holder: "m1"}, {Name: "sys-2"}}
+	namespaces := []mesh.Namespace{{Name: "app", Labels: map[string]string{"d": "m1", "e": "1"}, Holder: "m1"}, {Name: "sys-2"}, {Name: "sys-1", Labels: map[string]string{"g": "1"}}}
 	for _, c := range []struct {
 		name             string
 		istio            sailv1.Istio
@@ -386,6 +433,8 @@ func TestJudge(t *testing.T) {
 		{"disjoint", istio("m2", "sys-3", selecting("d", "m2")), "", ""},
 		{"takes a namespace", istio("m2", "sys-3", selecting("e", "1")), "namespace app matches the selectors of mesh m2 and of mesh m1", ""},
 		{"an old mesh that reaches further", istio("a-b", "c", `{"meshConfig":{"discoverySelectors":[{"matchLabels":{"e":"1"}}]}}`), "namespace app", ""},
+		{"takes another's system namespace", istio("m2", "sys-3", selecting("g", "1")), "namespace sys-1 matches the selectors of mesh m2 and is the system namespace of mesh m1", ""},
+		{"makes a member its system namespace", istio("m2", "app", selecting("d", "m2")), "namespace app matches the selectors of mesh m1 and is the system namespace of mesh m2", ""},
 		{"could meet later", istio("m2", "sys-3", selecting("f", "1")), "", "could match both"},
 		{"names that join to the same", istio("a", "b-c", selecting("d", "a")), "istio-sidecar-injector-a-b-c", ""},
 		{"without the label on its own namespace", istio("m2", "sys-2", selecting("d", "m2")), "", "system namespace sys-2"},
@@ -418,7 +467,7 @@ func TestValidatorsStopFailingAfterAMinuteWithoutPlane(t *testing.T) {
 }
 
 func TestStandings(t *testing.T) {
-	p := Plane{Mesh: "m", Namespace: "sys", selectors: []mesh.Selector{{}}}
+	p := Plane{Mesh: "m", Namespace: "sys", Version: DefaultVersion, selectors: []mesh.Selector{{}}}
 	want := wanted{mesh: "m", plane: p, spec: heddlev1alpha1.MembershipSpec{Namespace: "n", UID: "1"}}
 	made := func(phase heddlev1alpha1.Phase, change func(*heddlev1alpha1.Membership)) standing {
 		m := &heddlev1alpha1.Membership{ObjectMeta: metav1.ObjectMeta{Namespace: "sys", UID: "u", Generation: 2}, Spec: want.spec}
@@ -427,7 +476,7 @@ func TestStandings(t *testing.T) {
 		if change != nil {
 			change(m)
 		}
-		return standing{mesh: "m", membership: m, binding: &metav1.PartialObjectMetadata{}}
+		return standing{mesh: "m", membership: m, binding: MemberBinding(p, "n")}
 	}
 	for _, c := range []struct {
 		name           string
@@ -452,10 +501,17 @@ func TestStandings(t *testing.T) {
 	if settled(want, nil) || !settled(wanted{}, nil) || settled(wanted{}, []standing{{mesh: "m"}}) {
 		t.Error("nothing there: settled only if nothing is wanted")
 	}
-	other := made(heddlev1alpha1.Member, nil)
-	other.binding = nil
-	if settled(want, []standing{other}) {
-		t.Error("settled without a binding")
+	for name, change := range map[string]func(*standing){
+		"without a binding":           func(s *standing) { s.binding = nil },
+		"with a binding to no plane":  func(s *standing) { s.binding.Subjects = nil },
+		"with one to another account": func(s *standing) { s.binding.Subjects[0].Name = "default" },
+		"with one of another role":    func(s *standing) { s.binding.RoleRef.Name = "view" },
+	} {
+		other := made(heddlev1alpha1.Member, nil)
+		change(&other)
+		if settled(want, []standing{other}) {
+			t.Error("settled", name)
+		}
 	}
 }
 
@@ -564,7 +620,10 @@ func TestPolicyMessagesAreLines(t *testing.T) {
 				t.Fatal(err)
 			}
 			out, _, err := program.Eval(map[string]any{
-				"object": map[string]any{"metadata": map[string]any{"name": "shop"}}, "request": map[string]any{"userInfo": map[string]any{"username": "jo"}},
+				"object": map[string]any{"metadata": map[string]any{"name": "shop"}},
+				"request": map[string]any{
+					"userInfo": map[string]any{"username": "jo"}, "operation": "CREATE", "name": "shop", "resource": map[string]any{"resource": "memberships"},
+				},
 				"variables": map[string]any{"rev": "m", "data": map[string]string{"m": "a In b\nc Exists"}, "now": []string{"m", "n"}},
 			})
 			if text, _ := out.Value().(string); err != nil || !strings.Contains(text, "shop") || strings.Contains(text, "\n") {
@@ -573,7 +632,7 @@ func TestPolicyMessagesAreLines(t *testing.T) {
 			evaluated++
 		}
 	}
-	if evaluated < 3 {
-		t.Errorf("%d messages, want all three", evaluated)
+	if evaluated < 4 {
+		t.Errorf("%d messages, want all four", evaluated)
 	}
 }

@@ -20,6 +20,7 @@ const (
 	policyBinding = "heddle-operator-bindings"
 	policyLabels  = "heddle-revision-label"
 	policyProbe   = "heddle-operator-dry-run"
+	policyOwned   = "heddle-operator-objects"
 )
 
 // selectorLines is a mesh's value in the ConfigMap mesh-selectors: a selector a line. It is empty for a mesh that has
@@ -96,19 +97,21 @@ func on(group string, resources []string, ops ...admissionv1.OperationType) *adm
 	return &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{
 		RuleWithOperations: admissionv1.RuleWithOperations{
 			Operations: ops,
-			Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{"v1"}, Resources: resources},
+			Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{"*"}, Resources: resources},
 		},
 	}}}
 }
 
 // policies hold without the operator: one namespace belongs to one mesh, only those who may enroll namespaces do,
-// and the operator binds nothing but its three roles.
+// nobody who has power over some namespaces only writes what says who belongs where, and the operator binds nothing but
+// its three roles.
 func policies(namespace string) []client.Object {
 	labelsChanged := []admissionv1.MatchCondition{{
 		Name:       "labels-changed",
 		Expression: "request.operation == 'CREATE' || object.metadata.?labels.orValue({}) != oldObject.metadata.?labels.orValue({})",
 	}}
-	namespaces := on("", []string{"namespaces"}, admissionv1.Create, admissionv1.Update)
+	// An update of a namespace's subresources changes its labels too.
+	namespaces := on("", []string{"namespaces", "namespaces/status", "namespaces/finalize"}, admissionv1.Create, admissionv1.Update)
 	params := func() *admissionv1.ParamRef {
 		return &admissionv1.ParamRef{Name: selectorsName, Namespace: namespace, ParameterNotFoundAction: new(admissionv1.AllowAction)}
 	}
@@ -144,6 +147,27 @@ func policies(namespace string) []client.Object {
 		}},
 	}, params(), admissionv1.Warn)...)
 
+	ourBindings := "['" + roleMember + "', '" + roleSystem + "']"
+	// Who may write these objects in every namespace is the operator, the garbage collector, the controller of namespaces,
+	// or someone who may clean up by hand. The control planes' memberships/status is not matched. A binding that somebody
+	// deletes is written again.
+	owned := on("heddle.dev", []string{"memberships"}, admissionv1.Create, admissionv1.Update, admissionv1.Delete)
+	owned.ResourceRules = append(owned.ResourceRules,
+		on("rbac.authorization.k8s.io", []string{"rolebindings"}, admissionv1.Create, admissionv1.Update).ResourceRules...)
+	out = append(out, policy(policyOwned, admissionv1.ValidatingAdmissionPolicySpec{
+		MatchConstraints: owned,
+		MatchConditions: []admissionv1.MatchCondition{{
+			Name: "ours", Expression: "request.resource.resource == 'memberships' || object.metadata.name in " + ourBindings,
+		}},
+		Validations: []admissionv1.Validation{{
+			Expression: "authorizer.group(request.resource.group).resource(request.resource.resource)" +
+				".check(request.operation.lowerAscii()).allowed()",
+			Reason: &forbidden,
+			MessageExpression: "request.userInfo.username + ' may not ' + request.operation.lowerAscii() + ' ' + request.resource.resource + ' ' + " +
+				"request.name + ': the operator writes it, by the labels of the namespace and the discovery selectors of the mesh'",
+		}},
+	}, nil, admissionv1.Deny)...)
+
 	operator := []admissionv1.MatchCondition{{
 		Name: "operator", Expression: "request.userInfo.username == 'system:serviceaccount:" + namespace + ":" + operatorAccount + "'",
 	}}
@@ -155,16 +179,20 @@ func policies(namespace string) []client.Object {
 		MatchConstraints: on("rbac.authorization.k8s.io", []string{"rolebindings", "clusterrolebindings"},
 			admissionv1.Create, admissionv1.Update, admissionv1.Delete),
 		MatchConditions: operator,
-		Variables:       []admissionv1.Variable{{Name: "b", Expression: "request.operation == 'DELETE' ? oldObject : object"}},
+		Variables: []admissionv1.Variable{
+			{Name: "b", Expression: "request.operation == 'DELETE' ? oldObject : object"},
+			// Whatever it binds: a name of ours that somebody else took must not stop the operator.
+			{Name: "ours", Expression: "request.operation == 'DELETE' && request.resource.resource == 'rolebindings' && oldObject.metadata.name in " + ourBindings},
+		},
 		Validations: []admissionv1.Validation{
 			{
-				Expression: "variables.b.roleRef.kind == 'ClusterRole' && (request.resource.resource == 'rolebindings' ? " +
-					"variables.b.roleRef.name in ['" + roleMember + "', '" + roleSystem + "'] : " +
+				Expression: "variables.ours || variables.b.roleRef.kind == 'ClusterRole' && (request.resource.resource == 'rolebindings' ? " +
+					"variables.b.roleRef.name in " + ourBindings + " : " +
 					"variables.b.roleRef.name in ['" + roleMember + "', '" + roleCluster + "'])",
 				Message: "the operator may bind and unbind the roles of meshes only",
 			},
 			{
-				Expression: "variables.b.?subjects.orValue([]).all(s, s.kind == 'ServiceAccount' && s.name.startsWith('istiod'))",
+				Expression: "variables.ours || variables.b.?subjects.orValue([]).all(s, s.kind == 'ServiceAccount' && s.name.startsWith('istiod'))",
 				Message:    "the operator may bind control planes only",
 			},
 		},

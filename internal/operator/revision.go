@@ -54,7 +54,8 @@ func (r *revisions) Reconcile(ctx context.Context, req reconcile.Request) (recon
 	if rev.DeletionTimestamp != nil {
 		return reconcile.Result{}, r.uninstall(ctx, rev)
 	}
-	if !controllerutil.ContainsFinalizer(rev, sailv1.Finalizer) {
+	// One that nobody's Istio asks for gets nothing, so nothing of it must be taken away.
+	if ofIstio(rev) && !controllerutil.ContainsFinalizer(rev, sailv1.Finalizer) {
 		old := rev.DeepCopy()
 		controllerutil.AddFinalizer(rev, sailv1.Finalizer)
 		if err := r.client.Patch(ctx, rev, client.MergeFromWithOptions(old, client.MergeFromWithOptimisticLock{})); err != nil {
@@ -101,15 +102,15 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 		return 0, err
 	}
 	d := &appsv1.Deployment{}
-	derr := r.client.Get(ctx, client.ObjectKey{Namespace: plane.Namespace, Name: plane.service()}, d)
+	derr := r.live.Get(ctx, client.ObjectKey{Namespace: plane.Namespace, Name: plane.service()}, d)
+	missing := unready(d)
 	switch {
 	case client.IgnoreNotFound(derr) != nil:
 		return 0, errors.Join(err, derr)
 	case derr != nil:
 		set("Ready", metav1.ConditionFalse, "IstiodNotReady", "Deployment "+plane.service()+" does not exist")
-	case d.Status.Replicas == 0 || d.Status.ReadyReplicas < d.Status.Replicas:
-		set("Ready", metav1.ConditionFalse, "IstiodNotReady",
-			fmt.Sprintf("%d of %d replicas of Deployment %s/%s are ready", d.Status.ReadyReplicas, d.Status.Replicas, d.Namespace, d.Name))
+	case missing != "":
+		set("Ready", metav1.ConditionFalse, "IstiodNotReady", missing)
 	default:
 		set("Ready", metav1.ConditionTrue, "Ready", "")
 	}
@@ -122,18 +123,32 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 		set(conditionWebhooks, metav1.ConditionFalse, "ProbeFailed", err.Error())
 	case len(next.Bundle) == 0:
 		set(conditionWebhooks, metav1.ConditionFalse, "IstiodNotReady", "the control plane has not served its root yet: pods that want a sidecar are refused")
-	case next.Failing != admissionv1.Fail:
-		set(conditionWebhooks, metav1.ConditionFalse, "ValidatorNotProven",
-			"Istio objects pass unchecked: no control plane is ready, or the system namespace lacks the labels of a discovery selector")
+	case next.Failing != admissionv1.Fail && plane.validates():
+		set(conditionWebhooks, metav1.ConditionFalse, "ValidatorNotProven", "Istio objects pass unchecked: no control plane is ready "+
+			"or was seen to refuse a bad object yet, or the system namespace lacks the labels of a discovery selector")
 	default:
 		set(conditionWebhooks, metav1.ConditionTrue, conditionWebhooks, "")
 	}
 	return wait, err
 }
 
+// unready says what a Deployment lacks to run what its spec asks for now, in all replicas; it is empty if nothing is missing.
+func unready(d *appsv1.Deployment) string {
+	s, of := d.Status, "Deployment "+name(d)
+	switch {
+	case s.ObservedGeneration < d.Generation:
+		return of + " has changed, and nobody has looked at it yet"
+	case s.UpdatedReplicas < s.Replicas:
+		return fmt.Sprintf("%d of %d replicas of %s are of its newest template", s.UpdatedReplicas, s.Replicas, of)
+	case s.Replicas == 0 || s.ReadyReplicas < s.Replicas:
+		return fmt.Sprintf("%d of %d replicas of %s are ready", s.ReadyReplicas, s.Replicas, of)
+	}
+	return ""
+}
+
 // write applies everything but webhook configurations.
 func (r *revisions) write(ctx context.Context, rev *sailv1.IstioRevision) (Plane, error) {
-	if owner := metav1.GetControllerOf(rev); owner == nil || owner.Kind != "Istio" {
+	if !ofIstio(rev) {
 		return Plane{}, fault{"ReconcileError", "a revision belongs to an Istio object: create that, and the revision follows"}
 	}
 	plane, err := NewPlane(rev, r.images, r.version)
@@ -156,11 +171,17 @@ func (r *revisions) write(ctx context.Context, rev *sailv1.IstioRevision) (Plane
 	objects = append(Bindings(plane), objects...)
 	for _, o := range objects {
 		own(o, rev)
-		if err := apply(ctx, r.client, fieldManager(plane.Mesh), o); err != nil {
+		if err := applyOrReplace(ctx, r.client, fieldManager(plane.Mesh), o); err != nil {
 			return plane, err
 		}
 	}
 	return plane, r.prune(ctx, plane)
+}
+
+// ofIstio reports whether the operator wrote a revision for the Istio of its name.
+func ofIstio(rev *sailv1.IstioRevision) bool {
+	owner := metav1.GetControllerOf(rev)
+	return owner != nil && owner.APIVersion == sailv1.GroupVersion.String() && owner.Kind == "Istio" && owner.Name == rev.Name
 }
 
 // prune removes what the plane's values asked for before and do not any more.
@@ -185,7 +206,7 @@ func (r *revisions) prune(ctx context.Context, p Plane) error {
 	if err := r.client.Get(ctx, client.ObjectKey{Name: roleMember + "-" + string(p.Mesh)}, binding); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	members, bound, err := r.members(ctx, p.Mesh)
+	members, bound, err := r.members(ctx, p.Mesh, p.Namespace)
 	if err != nil {
 		return err
 	}
@@ -200,20 +221,20 @@ func (r *revisions) prune(ctx context.Context, p Plane) error {
 	return nil
 }
 
-// members are the Memberships of a mesh, and the namespaces that have a binding for it.
-func (r *revisions) members(ctx context.Context, id mesh.ID) ([]heddlev1alpha1.Membership, map[string]bool, error) {
+// members are the Memberships of a mesh in its system namespace, and the namespaces that have a binding for it.
+func (r *revisions) members(ctx context.Context, id mesh.ID, system string) ([]heddlev1alpha1.Membership, map[string]bool, error) {
 	var list heddlev1alpha1.MembershipList
 	of := client.MatchingLabels{labelMesh: string(id)}
-	if err := r.client.List(ctx, &list, of); err != nil {
+	if err := r.client.List(ctx, &list, of, client.InNamespace(system)); err != nil {
 		return nil, nil, fmt.Errorf("list the memberships of mesh %s: %w", id, err)
 	}
-	bindings := metadataListOf(rbacv1.SchemeGroupVersion.WithKind("RoleBinding"))
-	if err := r.client.List(ctx, bindings, of); err != nil {
+	var bindings rbacv1.RoleBindingList
+	if err := r.client.List(ctx, &bindings, of); err != nil {
 		return nil, nil, fmt.Errorf("list the bindings of mesh %s: %w", id, err)
 	}
 	bound := map[string]bool{}
 	for _, b := range bindings.Items {
-		if b.Name == roleMember {
+		if b.Name == roleMember && b.DeletionTimestamp == nil { // else it is held by a finalizer of others
 			bound[b.Namespace] = true
 		}
 	}
@@ -355,17 +376,19 @@ func (r *revisions) probe(ctx context.Context, rev *sailv1.IstioRevision, p Plan
 		return known, 0, client.IgnoreNotFound(err) // its event brings us back
 	}
 	bundle := root.Data[rootKey]
-	if err := r.remember(ctx, rev, bundle); err != nil {
-		return known, 0, err
-	}
-	if bundle == string(known.Bundle) && known.Failing == admissionv1.Fail {
-		return known, 0, nil
+	proven := known.Failing == admissionv1.Fail || !p.validates()
+	if bundle == string(known.Bundle) && proven {
+		return known, 0, r.remember(ctx, rev, bundle)
 	}
 	if err := r.prober.chains(ctx, p.host(), []byte(bundle)); err != nil {
 		return known, 0, pending{err, r.patience(rev)}
 	}
+	// Not before: a root that somebody else wrote would be taken for the mesh's, and deleted in its members.
+	if err := r.remember(ctx, rev, bundle); err != nil {
+		return known, 0, err
+	}
 	known.Bundle = []byte(bundle)
-	if known.Failing == admissionv1.Fail {
+	if proven {
 		return known, 0, nil
 	}
 	// The dry run goes through the webhook, so the bundle must be in force before it.
@@ -377,8 +400,15 @@ func (r *revisions) probe(ctx context.Context, rev *sailv1.IstioRevision, p Plan
 		return known, 0, err
 	}
 	if !refused {
+		ns := metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
+		if err := r.client.Get(ctx, client.ObjectKey{Name: p.Namespace}, ns); err != nil {
+			return known, 0, client.IgnoreNotFound(err)
+		}
 		// Without the mesh's label on its system namespace nothing is sent to the validator; the label's event brings us back.
-		return known, 0, nil
+		if !(mesh.Mesh{Selectors: p.selectors}).Selects(ns.Labels) {
+			return known, 0, nil
+		}
+		return known, r.patience(rev), nil // the API server does not know the webhook yet
 	}
 	known.Failing = admissionv1.Fail
 	return known, 0, nil
@@ -392,7 +422,7 @@ func (r *revisions) remember(ctx context.Context, rev *sailv1.IstioRevision, bun
 	}
 	o := metadataOf(sailv1.GroupVersion.WithKind("IstioRevision"))
 	o.Name = rev.Name
-	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, rootHash, hash)
+	patch := fmt.Sprintf(`{"metadata":{"resourceVersion":%q,"annotations":{%q:%q}}}`, rev.ResourceVersion, rootHash, hash)
 	if err := r.client.Patch(ctx, o, client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
 		return fmt.Errorf("note the root of revision %s: %w", rev.Name, err)
 	}
@@ -441,7 +471,7 @@ func (r *revisions) uninstall(ctx context.Context, rev *sailv1.IstioRevision) er
 	if err := pruneWebhooks(ctx, r.client, of, func(client.Object) bool { return false }); err != nil {
 		return err
 	}
-	members, bound, err := r.members(ctx, id)
+	members, bound, err := r.members(ctx, id, rev.Spec.Namespace)
 	if err != nil {
 		return err
 	}
@@ -450,12 +480,16 @@ func (r *revisions) uninstall(ctx context.Context, rev *sailv1.IstioRevision) er
 	}
 	in := client.InNamespace(rev.Spec.Namespace)
 	for _, o := range []client.Object{
-		&appsv1.Deployment{}, &rbacv1.RoleBinding{}, &corev1.Service{}, &corev1.ServiceAccount{}, &corev1.ConfigMap{},
+		&appsv1.Deployment{}, &corev1.Service{}, &corev1.ServiceAccount{}, &corev1.ConfigMap{},
 		&autoscalingv2.HorizontalPodAutoscaler{}, &policyv1.PodDisruptionBudget{},
 	} {
 		if err := r.client.DeleteAllOf(ctx, o, in, of); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete every %T of mesh %s: %w", o, id, err)
 		}
+	}
+	// By name: the operator may not delete what others bind, whatever its labels are.
+	if err := r.client.DeleteAllOf(ctx, &rbacv1.RoleBinding{}, in, of, client.MatchingFields{byName: roleSystem}); err != nil {
+		return fmt.Errorf("delete RoleBinding %s/%s: %w", rev.Spec.Namespace, roleSystem, err)
 	}
 	if err := r.client.DeleteAllOf(ctx, &rbacv1.ClusterRoleBinding{}, of); err != nil {
 		return fmt.Errorf("delete the cluster role bindings of mesh %s: %w", id, err)

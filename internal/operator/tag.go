@@ -124,6 +124,9 @@ func (r *tags) target(ctx context.Context, tag *sailv1.IstioRevisionTag) (*sailv
 	} else if err != nil || rev.DeletionTimestamp != nil {
 		return nil, missing
 	}
+	if !ofIstio(rev) {
+		return nil, fault{"RefNotFound", fmt.Sprintf("IstioRevision %s belongs to no Istio %[1]s and has no control plane; name a mesh's revision", rev.Name)}
+	}
 	return rev, nil
 }
 

@@ -20,8 +20,11 @@ import (
 
 // settings are the values that the operator itself acts on.
 type settings struct {
+	Profile    string `json:"profile"`
 	MeshConfig struct {
 		DiscoverySelectors []metav1.LabelSelector `json:"discoverySelectors"`
+		RootNamespace      string                 `json:"rootNamespace"`
+		TrustDomain        string                 `json:"trustDomain"`
 	} `json:"meshConfig"`
 	Global struct {
 		ConfigValidation *bool             `json:"configValidation"`
@@ -30,6 +33,11 @@ type settings struct {
 		MultiCluster     struct {
 			ClusterName string `json:"clusterName"`
 		} `json:"multiCluster"`
+		SDS struct {
+			Token struct {
+				Aud string `json:"aud"`
+			} `json:"token"`
+		} `json:"sds"`
 	} `json:"global"`
 	Pilot struct {
 		Env               map[string]any                                 `json:"env"`
@@ -72,7 +80,7 @@ var acted = []string{
 	"sidecarInjectorWebhook.*", "istiodRemote.injectionPath",
 }
 
-// profiles of spec.profile that change nothing here. The others want parts that this build does not have.
+// profiles of spec.profile and spec.values.profile that change nothing here. The others want parts that this build does not have.
 var profiles = []string{"", "default", "demo", "empty", "openshift", "stable"}
 
 // tree returns the values as a map that the caller may change.
@@ -139,13 +147,21 @@ func parseValues(v *sailv1.Values) (settings, error) {
 	return s, nil
 }
 
-// unusedValues names, sorted, the values that are set and that no part of Heddle acts on.
-func unusedValues(v *sailv1.Values) []string {
-	t, err := tree(v)
-	if err != nil {
+// unusedValues names, sorted, the values that are set and have no effect: no part of Heddle acts on them, or another value
+// decides, which follows in parentheses.
+func unusedValues(istio *sailv1.Istio) []string {
+	t, err := tree(istio.Spec.Values)
+	s, serr := parseValues(istio.Spec.Values)
+	if errors.Join(err, serr) != nil {
 		return nil // the caller has already reported it
 	}
 	var out []string
+	if s.Pilot.ReplicaCount != nil && (Plane{settings: s}).replicas() == nil {
+		out = append(out, "pilot.replicaCount (without pilot.autoscaleEnabled: false)")
+	}
+	if root := s.MeshConfig.RootNamespace; root != "" && root != istio.Spec.Namespace {
+		out = append(out, "meshConfig.rootNamespace (spec.namespace is the root namespace: "+istio.Spec.Namespace+")")
+	}
 	var walk func(path string, v any)
 	walk = func(path string, v any) {
 		if slices.ContainsFunc(acted, func(p string) bool {
@@ -261,6 +277,12 @@ func (p Plane) outside() string {
 
 func (p Plane) injectorName() string  { return "istio-sidecar-injector" + p.suffix() + p.outside() }
 func (p Plane) validatorName() string { return "istio-validator" + p.suffix() + "-" + p.Namespace }
+
+// sharedAudience is the audience of agents of Istio itself, equal in every mesh.
+const sharedAudience = "istio-ca"
+
+// audienceOf is the audience of a mesh's own tokens. Source: internal/control, which takes no other but the shared one.
+func audienceOf(id mesh.ID, system string) string { return "heddle.dev/" + system + "/" + string(id) }
 
 // fieldManager is the field manager of everything written for a mesh.
 func fieldManager(id mesh.ID) string { return "heddle-operator/" + string(id) }

@@ -30,7 +30,7 @@ type Serving struct {
 // The mesh's discovery selectors are ANDed into every entry, so that no namespace of another mesh is ever sent here.
 func Webhooks(p Plane, s Serving) []client.Object {
 	out := []client.Object{p.injector(p.injectorName(), p.Revision, nil, s)}
-	if v := p.settings.Global.ConfigValidation; v != nil && !*v {
+	if !p.validates() {
 		return out
 	}
 	out = append(out, p.validator(p.validatorName(), "rev.validation.istio.io", nil, s))
@@ -38,6 +38,12 @@ func Webhooks(p Plane, s Serving) []client.Object {
 		out = append(out, p.defaultValidator(nil, s))
 	}
 	return out
+}
+
+// validates reports whether the Istio objects of the mesh's namespaces go to a validator.
+func (p Plane) validates() bool {
+	v := p.settings.Global.ConfigValidation
+	return v == nil || *v
 }
 
 // TagObjects are what another name of the plane consists of. The tag default also answers for istio-injection=enabled, and
