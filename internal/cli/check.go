@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
@@ -54,6 +55,7 @@ func (a *app) checkCommand() *cobra.Command {
 // snapshot is the part of a cluster that check judges.
 type snapshot struct {
 	istios      []sailv1.Istio
+	revisions   []sailv1.IstioRevision
 	tags        []sailv1.IstioRevisionTag
 	memberships []heddlev1alpha1.Membership
 	namespaces  []corev1.Namespace
@@ -63,6 +65,7 @@ type snapshot struct {
 func snapshotOf(ctx context.Context, c cluster) (snapshot, error) {
 	var (
 		istios  sailv1.IstioList
+		revs    sailv1.IstioRevisionList
 		tags    sailv1.IstioRevisionTagList
 		members heddlev1alpha1.MembershipList
 		spaces  corev1.NamespaceList
@@ -72,13 +75,13 @@ func snapshotOf(ctx context.Context, c cluster) (snapshot, error) {
 		return snapshot{}, listing(err)
 	}
 	for what, err := range map[string]error{
-		"tags": c.List(ctx, &tags), "memberships": c.List(ctx, &members), "namespaces": c.List(ctx, &spaces), "pods": c.List(ctx, &pods),
+		"revisions": c.List(ctx, &revs), "tags": c.List(ctx, &tags), "memberships": c.List(ctx, &members), "namespaces": c.List(ctx, &spaces), "pods": c.List(ctx, &pods),
 	} {
 		if err != nil {
 			return snapshot{}, fmt.Errorf("list %s: %w", what, err)
 		}
 	}
-	return snapshot{istios.Items, tags.Items, members.Items, spaces.Items, pods.Items}, nil
+	return snapshot{istios.Items, revs.Items, tags.Items, members.Items, spaces.Items, pods.Items}, nil
 }
 
 // check returns what is wrong, sorted by object.
@@ -92,14 +95,21 @@ func (s snapshot) check() []finding {
 	for i := range s.istios {
 		istio := &s.istios[i]
 		meshes = append(meshes, operator.MeshOf(istio))
-		for _, c := range istio.Status.Conditions {
-			if c.Status == metav1.ConditionFalse && (c.Type == "Reconciled" || c.Type == "Ready") {
-				add("Istio "+istio.Name, c.Reason, "%s is False: %s", c.Type, cmp.Or(c.Message, c.Reason))
-			}
-		}
+		notTrue(add, "Istio", istio, istio.Status.ObservedGeneration, istio.Status.Conditions, "Reconciled", "Ready")
 		if sharedAudience(istio.Spec.Values) {
 			add("Istio "+istio.Name, "SharedAudience", "values.global.sds.token.aud is istio-ca: a token that a pod made for another mesh or for istioctl is good here too; leave it out unless proxies of Istio itself connect")
 		}
+	}
+	for i := range s.revisions {
+		for _, c := range s.revisions[i].Status.Conditions {
+			if c.Type == "WebhooksReady" && c.Status == metav1.ConditionFalse {
+				add("IstioRevision "+s.revisions[i].Name, c.Reason, "%s is False: %s", c.Type, cmp.Or(c.Message, c.Reason))
+			}
+		}
+	}
+	for i := range s.tags {
+		tag := &s.tags[i]
+		notTrue(add, "IstioRevisionTag", tag, tag.Status.ObservedGeneration, tag.Status.Conditions, "Reconciled")
 	}
 	var spaces []mesh.Namespace
 	for _, ns := range s.namespaces {
@@ -117,6 +127,28 @@ func (s snapshot) check() []finding {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
 	})
 	return found
+}
+
+// notTrue adds which of the wanted conditions of an object are not true, or that the operator has not looked at the object as
+// it is now: then its conditions are about what it was before. What is being deleted needs none.
+func notTrue(add func(object, reason, format string, a ...any), kind string, o metav1.Object, observed int64, conditions []metav1.Condition, wanted ...string) {
+	object := kind + " " + o.GetName()
+	if o.GetDeletionTimestamp() != nil {
+		return
+	}
+	if observed < o.GetGeneration() {
+		add(object, "NotObserved", "the operator has not looked at its newest change yet; if that stays so, see whether it runs: kubectl get pods -n %s", operator.Namespace)
+		return
+	}
+	for _, condition := range wanted {
+		c := apimeta.FindStatusCondition(conditions, condition)
+		if c == nil {
+			c = &metav1.Condition{Status: metav1.ConditionUnknown, Reason: "NoCondition", Message: "the operator has not said so"}
+		}
+		if c.Status != metav1.ConditionTrue {
+			add(object, c.Reason, "%s is %s: %s", condition, c.Status, cmp.Or(c.Message, c.Reason))
+		}
+	}
 }
 
 // checkWorkloads compares what each pod has with what a new one in its place would get.

@@ -17,7 +17,9 @@ import (
 )
 
 func istio(name, namespace, selector string) sailv1.Istio {
-	i := sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	i := sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 2}}
+	i.Status.ObservedGeneration = 2
+	i.Status.Conditions = []metav1.Condition{{Type: "Reconciled", Status: metav1.ConditionTrue}, {Type: "Ready", Status: metav1.ConditionTrue}}
 	i.Spec.Namespace = namespace
 	i.Spec.Values = &sailv1.Values{Raw: []byte(`{"meshConfig":{"discoverySelectors":[` + selector + `]}}`)}
 	return i
@@ -46,8 +48,12 @@ func member(system, ns string, phase heddlev1alpha1.Phase) heddlev1alpha1.Member
 func world() snapshot {
 	const rev, disc = "istio.io/rev", "istio-discovery"
 	return snapshot{
-		istios: []sailv1.Istio{istio("mesh-1", "sys-1", `{"matchLabels":{"istio-discovery":"mesh-1"}}`), istio("mesh-2", "sys-2", `{"matchLabels":{"istio-discovery":"mesh-2"}}`)},
-		tags:   []sailv1.IstioRevisionTag{{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Kind: "Istio", Name: "mesh-1"}}}},
+		istios:    []sailv1.Istio{istio("mesh-1", "sys-1", `{"matchLabels":{"istio-discovery":"mesh-1"}}`), istio("mesh-2", "sys-2", `{"matchLabels":{"istio-discovery":"mesh-2"}}`)},
+		revisions: []sailv1.IstioRevision{{ObjectMeta: metav1.ObjectMeta{Name: "mesh-1"}, Status: sailv1.RevisionStatus{Conditions: []metav1.Condition{{Type: "WebhooksReady", Status: metav1.ConditionTrue}}}}},
+		tags: []sailv1.IstioRevisionTag{{
+			ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Kind: "Istio", Name: "mesh-1"}},
+			Status: sailv1.IstioRevisionTagStatus{Conditions: []metav1.Condition{{Type: "Reconciled", Status: metav1.ConditionTrue}}},
+		}},
 		memberships: []heddlev1alpha1.Membership{
 			member("sys-1", "sys-1", heddlev1alpha1.Member), member("sys-2", "sys-2", heddlev1alpha1.Member),
 			member("sys-1", "app-1", heddlev1alpha1.Member), member("sys-2", "app-2", heddlev1alpha1.Member),
@@ -108,8 +114,23 @@ func TestCheck(t *testing.T) {
 			s.istios[0].Spec.Values.Raw = []byte(`{"meshConfig":{"discoverySelectors":[{"matchLabels":{"istio-discovery":"mesh-1"}}]},"global":{"sds":{"token":{"aud":"istio-ca"}}}}`)
 		}, want: []string{"Istio mesh-1 SharedAudience: istio-ca"}},
 		{name: "not ready", edit: func(s *snapshot) {
-			s.istios[0].Status.Conditions = []metav1.Condition{{Type: "Ready", Status: metav1.ConditionFalse, Reason: "IstiodNotReady", Message: "no pod"}}
+			s.istios[0].Status.Conditions[1] = metav1.Condition{Type: "Ready", Status: metav1.ConditionFalse, Reason: "IstiodNotReady", Message: "no pod"}
 		}, want: []string{"Istio mesh-1 IstiodNotReady: no pod"}},
+		{name: "nobody knows", edit: func(s *snapshot) {
+			s.istios[0].Status.Conditions[1] = metav1.Condition{Type: "Ready", Status: metav1.ConditionUnknown, Reason: "Pending", Message: "not looked at"}
+			s.istios[1].Status.Conditions = s.istios[1].Status.Conditions[:1]
+		}, want: []string{"Istio mesh-1 Pending: Ready is Unknown: not looked at", "Istio mesh-2 NoCondition: Ready is Unknown"}},
+		{name: "no operator", edit: func(s *snapshot) { s.istios[0].Generation++ }, want: []string{"Istio mesh-1 NotObserved: kubectl get pods -n heddle-system"}},
+		{name: "being deleted", edit: func(s *snapshot) {
+			s.istios[0].Generation++
+			s.istios[0].DeletionTimestamp = &metav1.Time{}
+		}},
+		{name: "objects pass unchecked", edit: func(s *snapshot) {
+			s.revisions[0].Status.Conditions[0] = metav1.Condition{Type: "WebhooksReady", Status: metav1.ConditionFalse, Reason: "ValidatorNotProven", Message: "unchecked"}
+		}, want: []string{"IstioRevision mesh-1 ValidatorNotProven: WebhooksReady is False: unchecked"}},
+		{name: "a tag to nothing", edit: func(s *snapshot) {
+			s.tags[0].Status.Conditions[0] = metav1.Condition{Type: "Reconciled", Status: metav1.ConditionFalse, Reason: "RefNotFound", Message: "Istio mesh-3 not found"}
+		}, want: []string{"IstioRevisionTag default RefNotFound: Istio mesh-3 not found"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := world()
@@ -227,6 +248,7 @@ func TestBelongs(t *testing.T) {
 		{s, member, labelled("app-2", "istio-discovery", "mesh-2"), `mesh mesh-2 (Member), as its labels match the discovery selector "istio-discovery In mesh-2"`},
 		{s, member, labelled("app-2"), "mesh mesh-2 (Member), though its labels no longer match its discovery selectors"},
 		{s, membership{}, labelled("plain"), "no mesh, as its labels match no discovery selector of mesh-1, mesh-2"},
+		{s, membership{}, labelled("new", "istio-discovery", "mesh-2"), "no mesh yet, though mesh-2 selects it; if that stays so, `check` says why"},
 		{snapshot{istios: []sailv1.Istio{everything}}, membership{mesh: "all", phase: heddlev1alpha1.Joining}, labelled("x"), "mesh all (Joining), which has no discovery selectors and serves every namespace"},
 	} {
 		if got := c.s.belongs(c.owner, &c.ns); got != c.want {

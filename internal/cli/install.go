@@ -52,7 +52,7 @@ func (a *app) installCommand() *cobra.Command {
 	}
 	fs := cmd.Flags()
 	fs.StringArrayVarP(&f.files, "filename", "f", nil, "IstioOperator document, - for standard input; later ones win")
-	fs.StringArrayVarP(&f.sets, "set", "s", nil, "path=value below spec, e.g. values.pilot.replicaCount=2")
+	fs.StringArrayVarP(&f.sets, "set", "s", nil, "path=value below spec, e.g. meshConfig.accessLogFile=/dev/stdout")
 	fs.BoolVarP(&f.yes, "skip-confirmation", "y", false, "do not ask")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "print the Istio object and change nothing")
 	fs.StringVarP(&f.revision, "revision", "r", "", "name of the mesh and its revision")

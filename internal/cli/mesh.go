@@ -249,11 +249,14 @@ func (a *app) meshOf(cmd *cobra.Command, what string) error {
 
 // belongs says which mesh a namespace belongs to, and why.
 func (s snapshot) belongs(owner membership, ns *corev1.Namespace) string {
-	var others []string
+	var others, selecting []string
 	for i := range s.istios {
 		m := operator.MeshOf(&s.istios[i])
 		if string(m.ID) != owner.mesh {
 			others = append(others, string(m.ID))
+			if m.Fault == "" && m.Selects(ns.Labels) {
+				selecting = append(selecting, string(m.ID))
+			}
 			continue
 		}
 		why := "though its labels no longer match its discovery selectors"
@@ -269,6 +272,10 @@ func (s snapshot) belongs(owner membership, ns *corev1.Namespace) string {
 		return fmt.Sprintf("mesh %s (%s), %s", owner.mesh, owner.phase, why)
 	}
 	slices.Sort(others)
+	slices.Sort(selecting)
+	if len(selecting) > 0 {
+		return fmt.Sprintf("no mesh yet, though %s selects it; if that stays so, `check` says why", strings.Join(selecting, ", "))
+	}
 	return "no mesh, as its labels match no discovery selector of " + cmp.Or(strings.Join(others, ", "), "any")
 }
 

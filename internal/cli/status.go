@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -61,13 +62,11 @@ func (a *app) status(cmd *cobra.Command, revision, output string, verbosity int)
 	}
 	var proxies []proxy
 	var raw []json.RawMessage
+	var silent []error // of planes that did not answer
 	for _, p := range all {
 		answer, err := c.ask(ctx, p, syncType)
 		if err != nil {
-			if len(all) == 1 {
-				return err
-			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err) // the other planes still answer
+			silent = append(silent, err)
 			continue
 		}
 		j, err := protojson.Marshal(answer)
@@ -80,6 +79,12 @@ func (a *app) status(cmd *cobra.Command, revision, output string, verbosity int)
 			return fmt.Errorf("answer of %s/%s: %w", p.namespace, p.pod, err)
 		}
 		proxies = append(proxies, some...)
+	}
+	if len(raw) == 0 {
+		return errors.Join(silent...)
+	}
+	for _, err := range silent {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err)
 	}
 	out := cmd.OutOrStdout()
 	switch output {

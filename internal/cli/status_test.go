@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	corev1 "k8s.io/api/core/v1"
 )
 
 func syncz(t *testing.T, id string, now time.Time, s ...statusv3.ConfigStatus) *statusv3.ClientConfig {
@@ -88,6 +89,19 @@ sleep-9.app-ns-1       Kubernetes     MISSING               1.30.3      6 (CDS,L
 				t.Errorf("-want +got\n%s", d)
 			}
 		})
+	}
+}
+
+// A table without a line would say that no proxy is connected; nobody knows that.
+func TestStatusOfSilentPlanes(t *testing.T) {
+	plane := func(namespace string) *corev1.Pod {
+		p := pod(namespace, "istiod", "", "app", "istiod")
+		p.Status.Phase = corev1.PodRunning
+		return &p
+	}
+	out, err := runVerb(t, cluster0(t, nil, plane("sys-1"), plane("sys-2")), nil, "ps")
+	if err == nil || !strings.Contains(err.Error(), "sys-1") || !strings.Contains(err.Error(), "sys-2") || strings.Contains(out, "NAME") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
