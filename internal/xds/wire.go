@@ -88,7 +88,9 @@ var (
 // maxDetail bounds the text of a rejection, which goes into logs, events and what istioctl prints. In bytes.
 const maxDetail = 4 << 10
 
-func brief(detail string) string { return strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "?") }
+func brief(detail string) string {
+	return strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "?")
+}
 
 // parseRequest reads a request with at most maxNames names of a kind. Of its strings only the text of a rejection is
 // checked for UTF-8.
