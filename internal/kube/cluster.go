@@ -34,6 +34,9 @@ type Cluster struct {
 	reviews chan struct{} // holds one for each TokenReview under way
 }
 
+// PlaneManager is the field manager of everything that the control planes of a mesh write.
+func PlaneManager(owner mesh.ID) string { return planePrefix + string(owner) }
+
 // Open prepares the clients for one API server, that of the kubeconfig file or, if none is named, of the pod's service
 // account; it does not connect. The field manager of all writes is "istiod-<mesh>", so that two meshes never look like
 // one writer.
@@ -47,7 +50,7 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 	cfg.QPS, cfg.Burst = -1, 0
 
 	c := &Cluster{
-		ID: id, log: log, manager: planePrefix + string(owner),
+		ID: id, log: log, manager: PlaneManager(owner),
 		scheme: runtime.NewScheme(), reviews: make(chan struct{}, reviewsAtATime), rest: map[schema.GroupVersion]rest.Interface{},
 	}
 	// The few groups that a plane speaks, not a clientset of them all: that is a megabyte of each process for types it

@@ -616,6 +616,21 @@ func TestOperator(t *testing.T) {
 		if len(m.Webhooks) != 8 || m.Webhooks[0].ClientConfig.Service.Name != "istiod-m2" { // 4 × 2 selectors
 			t.Errorf("%d entries, service %s", len(m.Webhooks), m.Webhooks[0].ClientConfig.Service.Name)
 		}
+		validator := &admissionv1.ValidatingWebhookConfiguration{}
+		points := func(to, service string, entries int) {
+			t.Helper()
+			must(t, c.Get(ctx, client.ObjectKeyFromObject(tag), tag))
+			tag.Spec.TargetRef.Name = to
+			must(t, c.Update(ctx, tag))
+			c.until("the default validator asks "+service+" alone", 3*time.Second, &admissionv1.ValidatingWebhookConfigurationList{}, func() bool {
+				err := c.Get(ctx, client.ObjectKey{Name: "istiod-default-validator"}, validator)
+				return err == nil && len(validator.Webhooks) == entries && !slices.ContainsFunc(validator.Webhooks, func(w admissionv1.ValidatingWebhook) bool {
+					return w.ClientConfig.Service.Name != service
+				})
+			})
+		}
+		points("m1", "istiod-m1", 1)
+		points("m2", "istiod-m2", 2)
 		before := resourceVersions(t, c, "m1")
 		must(t, c.Delete(ctx, two))
 		c.until("the tag says that its target is gone", 10*time.Second, &sailv1.IstioRevisionTagList{}, func() bool {

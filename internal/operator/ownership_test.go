@@ -257,6 +257,23 @@ func TestARootIsRememberedOnceTheControlPlaneServesIt(t *testing.T) {
 	if hash := rev.Annotations[rootHash]; hash != "" {
 		t.Errorf("remembered %s", hash)
 	}
+
+	// What its own plane wrote need not wait: the plane may be gone before it is seen to serve.
+	own := []metav1.ManagedFieldsEntry{{Manager: "istiod-m1", Operation: metav1.ManagedFieldsOperationApply, APIVersion: "v1"}}
+	c = store(t, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+		err := c.Get(ctx, key, o, opts...)
+		if key.Name == rootName {
+			o.SetManagedFields(own)
+		}
+		return err
+	}}, rev, root)
+	r.client, r.live = c, c
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(rev), rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.probe(t.Context(), rev, p, Serving{}, true); !errors.As(err, new(pending)) || rev.Annotations[rootHash] != hashRoot("another mesh's") {
+		t.Errorf("probe: %v; annotations %v", err, rev.Annotations)
+	}
 }
 
 func TestARootIsRememberedOnTheRevisionThatWasRead(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -376,6 +378,12 @@ func (r *revisions) probe(ctx context.Context, rev *sailv1.IstioRevision, p Plan
 		return known, 0, client.IgnoreNotFound(err) // its event brings us back
 	}
 	bundle := root.Data[rootKey]
+	// Its own control plane's, or one that chains: another that somebody wrote would be deleted in its members as the mesh's.
+	if slices.ContainsFunc(root.ManagedFields, func(m metav1.ManagedFieldsEntry) bool { return m.Manager == kube.PlaneManager(p.Mesh) }) {
+		if err := r.remember(ctx, rev, bundle); err != nil {
+			return known, 0, err
+		}
+	}
 	proven := known.Failing == admissionv1.Fail || !p.validates()
 	if bundle == string(known.Bundle) && proven {
 		return known, 0, r.remember(ctx, rev, bundle)
@@ -383,7 +391,6 @@ func (r *revisions) probe(ctx context.Context, rev *sailv1.IstioRevision, p Plan
 	if err := r.prober.chains(ctx, p.host(), []byte(bundle)); err != nil {
 		return known, 0, pending{err, r.patience(rev)}
 	}
-	// Not before: a root that somebody else wrote would be taken for the mesh's, and deleted in its members.
 	if err := r.remember(ctx, rev, bundle); err != nil {
 		return known, 0, err
 	}

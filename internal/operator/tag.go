@@ -92,7 +92,8 @@ func (r *tags) write(ctx context.Context, tag *sailv1.IstioRevisionTag) error {
 	for _, o := range TagObjects(plane, tag.Name, s) {
 		own(o, tag)
 		kept[name(o)] = true
-		if err := apply(ctx, r.client, fieldManager(plane.Mesh), o); err != nil {
+		// Not the mesh's manager: what the tag's former mesh had in an object of the same name must go.
+		if err := apply(ctx, r.client, operatorName+"/tag/"+tag.Name, o); err != nil {
 			return err
 		}
 	}
