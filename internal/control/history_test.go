@@ -61,6 +61,9 @@ func (d dice) object() metav1.Object {
 		o := &corev1.Pod{ObjectMeta: d.meta(d.one("p1", "p2", "p3"))}
 		o.Labels["security.istio.io/tlsMode"] = d.one("istio", "istio", "off")
 		o.Spec = corev1.PodSpec{ServiceAccountName: d.one("s1", "s2"), NodeName: d.one("k1", "k2"), HostNetwork: d.IntN(8) == 0}
+		if d.IntN(8) == 0 {
+			o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1000, 0)}
+		}
 		o.Status = corev1.PodStatus{Phase: corev1.PodPhase(d.one("Running", "Running", "Running", "Failed")), PodIP: d.address(o.Namespace)}
 		return o
 	case 9:

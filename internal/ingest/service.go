@@ -16,6 +16,7 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 		Key:      serviceKey(c, k.Namespace, k.Name),
 		Name:     k.Name,
 		Headless: s.Spec.ClusterIP == corev1.ClusterIPNone,
+		Unready:  s.Spec.PublishNotReadyAddresses,
 		Selector: s.Spec.Selector,
 		Export:   visibility(list(s.Annotations[exportToAnnotation]), c.ServiceExportTo, k.Namespace),
 		Accounts: list(s.Annotations["alpha.istio.io/canonical-serviceaccounts"]),

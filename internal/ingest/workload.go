@@ -42,6 +42,7 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 		Labels:   p.Labels,
 		Locality: at,
 		TLS:      p.Labels[tlsModeLabel] == "istio",
+		Ending:   p.DeletionTimestamp != nil,
 		Owner:    owner(k.Name, p),
 		Revision: cmp.Or(p.Labels[canonicalRevision], p.Labels["app.kubernetes.io/version"], p.Labels["version"]),
 	}

@@ -93,6 +93,7 @@ type Service struct {
 	Name      string   // the first label of a Kubernetes host
 	Addresses []string // virtual IPs, the primary one first
 	Headless  bool     // clients pick a workload themselves
+	Unready   bool     // its endpoints take connections whether they are ready or not
 	Alias     string   // host that this one is another name of; such a service has no ports
 	Ports     []Port
 	Selector  map[string]string // which workloads of its namespace it is made of; nil: none

@@ -26,7 +26,7 @@ func (l Locality) Compare(o Locality) int {
 	return cmp.Or(strings.Compare(l.Region, o.Region), strings.Compare(l.Zone, o.Zone), strings.Compare(l.SubZone, o.SubZone))
 }
 
-// Workload is something that runs: a pod. Whether it is ready its endpoints say.
+// Workload is something that runs: a pod. Whether it is ready its endpoints say; that it ends, it says first itself.
 type Workload struct {
 	Key         WorkloadKey
 	UID         string
@@ -36,6 +36,7 @@ type Workload struct {
 	Labels      map[string]string
 	Locality    Locality
 	TLS         bool              // a proxy in front of it accepts mutual TLS of the mesh
+	Ending      bool              // it is told to end, as its applications are by now
 	Owner       string            // the Deployment, StatefulSet, Job … that made it, or its own name
 	App         string            // canonical service
 	Revision    string            // canonical revision

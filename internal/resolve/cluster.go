@@ -242,7 +242,8 @@ func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool)
 			spec.Mutual = forced || mutual(r, t, root, w, row.Key.Target)
 			spec.Workload = strings.Join([]string{w.Owner, w.Key.Namespace, w.App, w.Revision, string(w.Key.Cluster)}, ";")
 		}
-		if !mesh.Selects(labels, w.Labels) {
+		// The kubelet ends the applications while the EndpointSlice is still to be written.
+		if w.Ending && !s.Unready || !mesh.Selects(labels, w.Labels) {
 			continue
 		}
 		at[locality] = append(at[locality], spec)
