@@ -631,6 +631,9 @@ func TestOperator(t *testing.T) {
 		}
 		points("m1", "istiod-m1", 1)
 		points("m2", "istiod-m2", 2)
+		c.until("the tag's Service in its former mesh is gone", 3*time.Second, &corev1.ServiceList{}, func() bool {
+			return apierrors.IsNotFound(c.Get(ctx, client.ObjectKey{Namespace: "sys-1", Name: "istiod-revision-tag-default"}, &corev1.Service{}))
+		})
 		before := resourceVersions(t, c, "m1")
 		must(t, c.Delete(ctx, two))
 		c.until("the tag says that its target is gone", 10*time.Second, &sailv1.IstioRevisionTagList{}, func() bool {
