@@ -267,7 +267,7 @@ func sharedAudience(v *sailv1.Values) bool {
 			SDS struct{ Token struct{ Aud string } }
 		}
 	}
-	return json.Unmarshal(v.Raw, &values) == nil && values.Global.SDS.Token.Aud == "istio-ca"
+	return json.Unmarshal(v.Raw, &values) == nil && values.Global.SDS.Token.Aud == mesh.SharedAudience
 }
 
 func printFindings(w io.Writer, found []finding, output string) error {

@@ -66,7 +66,7 @@ func membersOf(istios []sailv1.Istio, all []heddlev1alpha1.Membership) map[strin
 const softIsolation = `Isolation: soft. Meshes share this cluster's API server, nodes and kernel, and are kept apart by namespaces, RBAC, and a
 root certificate and a token audience of their own. Powers that reach across meshes remain:
   - every control plane reads Nodes, and may create TokenReviews and SubjectAccessReviews (ClusterRole heddle-mesh-cluster)
-  - in each namespace of its own, it may create ConfigMaps of any name, and Secrets where it runs: RBAC cannot limit what is yet to be made
+  - a control plane may create ConfigMaps of any name in its own namespaces, and Secrets where it runs: RBAC cannot limit what is yet to be made
   - the operator may read Namespaces and Pods, and write Deployments, Services, ServiceAccounts, ConfigMaps, autoscalers and disruption budgets anywhere,
     and webhook configurations; it binds the heddle-mesh-* roles
   - who may label Namespaces and is granted "enroll" on an Istio (kubectl auth can-i enroll istios.sailoperator.io/NAME) moves namespaces into that mesh

@@ -26,6 +26,8 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 const (
@@ -159,7 +161,7 @@ func (c cluster) ask(ctx context.Context, p plane, typeURL string, names ...stri
 		return nil, fmt.Errorf("ConfigMap %s/istio-ca-root-cert holds no certificate under root-cert.pem", p.namespace)
 	}
 	hour := int64(3600)
-	token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{"istio-ca"}, ExpirationSeconds: &hour}}
+	token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{mesh.SharedAudience}, ExpirationSeconds: &hour}}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, Name: "default"}}
 	if err := c.SubResource("token").Create(ctx, account, token); err != nil {
 		return nil, fmt.Errorf("get a token of ServiceAccount %s/default (needs create on serviceaccounts/token): %w", p.namespace, err)

@@ -31,10 +31,7 @@ import (
 // broken must not keep the rest of the mesh from its control plane.
 const openWait = 10 * time.Second
 
-const (
-	caSecret           = "istio-ca-secret"
-	defaultTrustDomain = "cluster.local"
-)
+const caSecret = "istio-ca-secret"
 
 // Options is everything a plane is told from outside. The zero addresses work.
 type Options struct {
@@ -144,7 +141,7 @@ func (p *plane) start(ctx context.Context) error {
 	}
 	trustDomain := settings.MeshConfig().GetTrustDomain()
 	if trustDomain == "" {
-		trustDomain = defaultTrustDomain
+		trustDomain = mesh.DefaultTrustDomain
 	}
 	authority, err := p.authority(ctx, trustDomain)
 	if err != nil {
@@ -165,7 +162,7 @@ func (p *plane) start(ctx context.Context) error {
 	pods := newGone(pipeline.Workload, time.Now)
 	refused := newRefusals(p.Log, p.labelled, p.cluster.Events(ctx, p.Namespace, "istiod"+p.suffix()))
 	p.gate = &identity.Gate{
-		Audience: "heddle.dev/" + p.Namespace + "/" + string(p.Mesh), AcceptShared: settings.Audience() == identity.SharedAudience,
+		Audience: mesh.Audience(p.Namespace, p.Mesh), AcceptShared: settings.Audience() == mesh.SharedAudience,
 		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
 		Clusters: home{p.cluster}, Members: members, Pods: pods, Refused: refused.note,
 	}

@@ -109,12 +109,12 @@ func newLab(t *testing.T, delta bool) *lab {
 	options := Options{Mesh: "a", Namespace: labSystem, Revision: "default", Cluster: labCluster, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	l.graph = graph.New(graph.Options{Log: options.Log, Strict: true})
 	l.Pipeline = NewPipeline(l.graph, options)
-	authority, err := identity.Open(t.Context(), nil, labStore{}, defaultTrustDomain, time.Now())
+	authority, err := identity.Open(t.Context(), nil, labStore{}, mesh.DefaultTrustDomain, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	gate := &identity.Gate{
-		Audience: "heddle.dev/" + labSystem + "/a", RootNamespace: labSystem, TrustDomain: defaultTrustDomain, Home: labCluster,
+		Audience: "heddle.dev/" + labSystem + "/a", RootNamespace: labSystem, TrustDomain: mesh.DefaultTrustDomain, Home: labCluster,
 		Clusters: labTokens{}, Members: labMembers{}, Pods: newGone(l.Workload, time.Now),
 		Refused: func(_ context.Context, r identity.Refusal) { t.Errorf("refused: %+v", r) },
 	}

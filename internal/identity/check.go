@@ -15,9 +15,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// SharedAudience is the audience of stock agents and of istioctl, equal in every mesh.
-const SharedAudience = "istio-ca"
-
 const (
 	accountPrefix = "system:serviceaccount:"
 	accountGroup  = "system:serviceaccounts"
@@ -147,8 +144,8 @@ func (c Caller) MayAsk(typeURL string, rootNamespace string) bool {
 
 // Gate authenticates the callers of one plane. Its fields are set before use and not changed after.
 type Gate struct {
-	Audience      string // the mesh's own, heddle.dev/<system namespace>/<mesh name>
-	AcceptShared  bool   // take SharedAudience for everything: the mesh serves stock agents
+	Audience      string // the mesh's own, mesh.Audience
+	AcceptShared  bool   // take mesh.SharedAudience for everything: the mesh serves stock agents
 	RootNamespace string
 	TrustDomain   string
 	Home          mesh.ClusterID
@@ -190,7 +187,7 @@ func (g *Gate) call(ctx context.Context, r Request) *Call {
 		if !ok {
 			return Review{}, errors.New("no API server is there to check tokens")
 		}
-		return tokens.Review(ctx, r.Token, []string{g.Audience, SharedAudience})
+		return tokens.Review(ctx, r.Token, []string{g.Audience, mesh.SharedAudience})
 	})}
 }
 
@@ -250,7 +247,7 @@ func authentication() []Check {
 		// case, stops enrolment.
 		{"audience", codes.Unauthenticated, func(c *Call) error {
 			r, _ := c.review()
-			shared := slices.Contains(r.Audiences, SharedAudience) && (c.gate.AcceptShared || c.debug())
+			shared := slices.Contains(r.Audiences, mesh.SharedAudience) && (c.gate.AcceptShared || c.debug())
 			return when(!shared && !slices.Contains(r.Audiences, c.gate.Audience), "token is for audiences %q, not for %q", r.Audiences, c.gate.Audience)
 		}},
 		{"service-account", codes.Unauthenticated, func(c *Call) error {
@@ -355,7 +352,8 @@ func (g *Gate) pass(ctx context.Context, service string, r Request, checks []Che
 			continue
 		}
 		reason := err.Error() // with words of the caller's
-		refusal := Refusal{Service: service, Check: check.Name, Reason: reason[:min(len(reason), maxReason)], Peer: r.Peer}
+		reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
+		refusal := Refusal{Service: service, Check: check.Name, Reason: reason, Peer: r.Peer}
 		if r.Token != "" {
 			who := c.caller()
 			refusal.Namespace, refusal.Account, refusal.Pod = who.Identity.Namespace, who.Identity.ServiceAccount, who.Pod

@@ -80,7 +80,7 @@ func honest() *world {
 func istioctl(w *world) {
 	w.request.Type, w.request.Node = syncz, Node{ID: "sidecar~0.0.0.0~debug~cluster.local"}
 	w.review = Review{
-		Cluster: "Kubernetes", Audiences: []string{SharedAudience}, Username: "system:serviceaccount:" + system + ":reader",
+		Cluster: "Kubernetes", Audiences: []string{mesh.SharedAudience}, Username: "system:serviceaccount:" + system + ":reader",
 		Groups: []string{"system:serviceaccounts"},
 	}
 }
@@ -168,9 +168,9 @@ func TestRefusedCalls(t *testing.T) {
 		{"audience of another mesh", "audience", audiences(other)},
 		{"audience of the API server", "audience", audiences("https://kubernetes.default.svc")},
 		{"no audience", "audience", audiences()},
-		{"shared audience", "audience", audiences(SharedAudience)},
+		{"shared audience", "audience", audiences(mesh.SharedAudience)},
 		{"audience like ours", "audience", audiences(own+"0", "heddle.dev/istio-system-1/mesh")},
-		{"audience of another mesh and the shared one", "audience", audiences(other, SharedAudience)},
+		{"audience of another mesh and the shared one", "audience", audiences(other, mesh.SharedAudience)},
 		{"user with the name of a service account", "service-account", func(w *world) { w.review.Groups = []string{"system:authenticated"} }},
 		{"user of a certificate", "service-account", func(w *world) {
 			user("kubernetes-admin")(w)
@@ -186,7 +186,7 @@ func TestRefusedCalls(t *testing.T) {
 		{"namespace that leaves", "member", func(w *world) { w.members = []string{"pay"} }},
 		{"namespace of no mesh, stock agent's audience", "member", func(w *world) {
 			w.shared, w.members = true, nil
-			audiences(SharedAudience)(w)
+			audiences(mesh.SharedAudience)(w)
 		}},
 		{"token not bound to a pod", "pod-bound", func(w *world) {
 			w.review.PodName, w.review.PodUID, w.pods = "", "", nil
@@ -290,9 +290,9 @@ func TestAdmittedCalls(t *testing.T) {
 		{"workload", "ca", func(*world) {}},
 		{"workload", "xds", func(*world) {}},
 		{"home cluster by default", "ca", func(w *world) { w.request.Cluster = "" }},
-		{"both audiences", "xds", func(w *world) { w.review.Audiences = []string{own, SharedAudience} }},
+		{"both audiences", "xds", func(w *world) { w.review.Audiences = []string{own, mesh.SharedAudience} }},
 		{"pod not known yet", "xds", func(w *world) { w.pods = nil }},
-		{"stock agent where its audience is taken", "ca", func(w *world) { w.shared, w.review.Audiences = true, []string{SharedAudience} }},
+		{"stock agent where its audience is taken", "ca", func(w *world) { w.shared, w.review.Audiences = true, []string{mesh.SharedAudience} }},
 		{"istioctl", "xds", istioctl},
 		{"gateway", "xds", func(w *world) {
 			w.request.Node.ID = "router~10.0.0.1~web-1.shop~shop.svc.cluster.local"

@@ -29,7 +29,7 @@ func Config(id mesh.ID, system string, m *meshv1alpha1.MeshConfig) mesh.Config {
 	}
 	own := m.GetTrustDomain()
 	if own == "" {
-		own = "cluster.local"
+		own = mesh.DefaultTrustDomain
 	}
 	c.TrustDomains = append([]string{own}, m.GetTrustDomainAliases()...)
 	return c

@@ -118,7 +118,7 @@ func (p *Params) Audience() string {
 	if a := p.str("global", "sds", "token", "aud"); a != "" {
 		return a
 	}
-	return "heddle.dev/" + p.Namespace + "/" + string(p.Mesh)
+	return mesh.Audience(p.Namespace, p.Mesh)
 }
 
 // builtinProxyConfig is what a proxy of Istio assumes of fields that nobody set.

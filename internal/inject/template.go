@@ -17,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // templateData is what a template sees. The names up to CompliancePolicy are Istio's, so that users' templates work.
@@ -82,7 +84,7 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 		Audience:                 p.Audience(), CAAddress: p.str("global", "caAddress"),
 		Cluster: first(env["ISTIO_META_CLUSTER_ID"], p.str("global", "multiCluster", "clusterName"), "Kubernetes"),
 		Network: first(pod.Labels[networkLabel], env["ISTIO_META_NETWORK"], p.str("global", "network")),
-		MeshID:  first(c.GetMeshId(), p.str("global", "meshID"), p.mesh.GetTrustDomain(), "cluster.local"),
+		MeshID:  first(c.GetMeshId(), p.str("global", "meshID"), p.mesh.GetTrustDomain(), mesh.DefaultTrustDomain),
 		Hold:    c.GetHoldApplicationUntilProxyStarts().GetValue() || c.HoldApplicationUntilProxyStarts == nil && p.bool("global", "proxy", "holdApplicationUntilProxyStarts"),
 		PathEnv: maps.Clone(env),
 	}

@@ -50,6 +50,15 @@ type Finding struct {
 	Message string // one sentence that names object, field and what to do
 }
 
+// DefaultTrustDomain is that of a mesh whose configuration names none.
+const DefaultTrustDomain = "cluster.local"
+
+// SharedAudience is the audience of the tokens of stock agents and of istioctl, equal in every mesh.
+const SharedAudience = "istio-ca"
+
+// Audience is the audience of a mesh's own tokens; system is the namespace of its control plane.
+func Audience(system string, id ID) string { return "heddle.dev/" + system + "/" + string(id) }
+
 // Identity is who a workload is inside its mesh.
 type Identity struct {
 	TrustDomain    string

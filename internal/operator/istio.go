@@ -167,10 +167,10 @@ func supported(istio *sailv1.Istio, namespace string) error {
 		faults = append(faults, fmt.Errorf("spec.values.profile %s is not supported by this build; leave it out or use one of %s",
 			s.Profile, strings.Join(profiles[1:], ", ")))
 	}
-	own := audienceOf(mesh.ID(istio.Name), istio.Spec.Namespace)
-	if aud := s.Global.SDS.Token.Aud; aud != "" && aud != own && aud != sharedAudience {
+	own := mesh.Audience(istio.Spec.Namespace, mesh.ID(istio.Name))
+	if aud := s.Global.SDS.Token.Aud; aud != "" && aud != own && aud != mesh.SharedAudience {
 		faults = append(faults, fmt.Errorf("spec.values.global.sds.token.aud %s is no audience that the mesh's control plane takes; "+
-			"leave it out, which means %s, or use %s for agents of Istio itself", aud, own, sharedAudience))
+			"leave it out, which means %s, or use %s for agents of Istio itself", aud, own, mesh.SharedAudience))
 	}
 	if t := istio.Spec.UpdateStrategy.Type; t != "" && t != "InPlace" {
 		faults = append(faults, fmt.Errorf("spec.updateStrategy.type %s is not supported by this build; use InPlace", t))

@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 const (
@@ -31,8 +33,6 @@ const (
 	roleMember  = "heddle-mesh-member"
 	roleSystem  = "heddle-mesh-system"
 	roleCluster = "heddle-mesh-cluster"
-
-	defaultTrustDomain = "cluster.local"
 
 	proxyUser = 1337 // who every process of both images runs as
 )
@@ -126,7 +126,7 @@ func (p Plane) configMaps() ([]client.Object, error) {
 		return &corev1.ConfigMap{TypeMeta: typeMeta("v1", "ConfigMap"), ObjectMeta: p.meta(name + p.suffix()), Data: data}
 	}
 	meshConfig := overlay(map[string]any{
-		"trustDomain":   defaultTrustDomain,
+		"trustDomain":   mesh.DefaultTrustDomain,
 		"defaultConfig": map[string]any{"discoveryAddress": p.host() + ":15012"},
 	}, asMap(p.values["meshConfig"]))
 	meshConfig["rootNamespace"] = p.Namespace // the mesh's policies are where its control plane is, and nowhere else
@@ -246,7 +246,7 @@ func (p Plane) deployment() *appsv1.Deployment {
 // once are the settings that a control plane reads at its start only. In its pods' template, a change of them replaces the pods.
 func (p Plane) once() string {
 	domain, audience := p.settings.MeshConfig.TrustDomain, p.settings.Global.SDS.Token.Aud
-	return "trustDomain=" + cmp.Or(domain, defaultTrustDomain) + " aud=" + cmp.Or(audience, audienceOf(p.Mesh, p.Namespace))
+	return "trustDomain=" + cmp.Or(domain, mesh.DefaultTrustDomain) + " aud=" + cmp.Or(audience, mesh.Audience(p.Namespace, p.Mesh))
 }
 
 func (p Plane) container() corev1.Container {

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -102,6 +103,9 @@ func on(group string, resources []string, ops ...admissionv1.OperationType) *adm
 	}}}
 }
 
+// ourBindings are the names of the RoleBindings that the operator makes, as a list in an expression.
+const ourBindings = "['" + roleMember + "', '" + roleSystem + "']"
+
 // policies hold without the operator: one namespace belongs to one mesh, only those who may enroll namespaces do,
 // nobody who has power over some namespaces only writes what says who belongs where, and the operator binds nothing but
 // its three roles.
@@ -115,7 +119,6 @@ func policies(namespace string) []client.Object {
 	params := func() *admissionv1.ParamRef {
 		return &admissionv1.ParamRef{Name: selectorsName, Namespace: namespace, ParameterNotFoundAction: new(admissionv1.AllowAction)}
 	}
-	forbidden := metav1.StatusReasonForbidden
 	out := policy(policyMembers, admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: namespaces, MatchConditions: labelsChanged, Variables: labelVariables(),
 		Validations: []admissionv1.Validation{
@@ -128,7 +131,7 @@ func policies(namespace string) []client.Object {
 				// Leaving is not asked.
 				Expression: "size(variables.now) != 1 || variables.now[0] in variables.before || " +
 					"authorizer.group('sailoperator.io').resource('istios').name(variables.now[0]).check('enroll').allowed()",
-				Reason:            &forbidden,
+				Reason:            new(metav1.StatusReasonForbidden),
 				MessageExpression: "request.userInfo.username + ' may not enroll namespace ' + object.metadata.name + ' in mesh ' + variables.now[0]",
 			},
 		},
@@ -147,14 +150,17 @@ func policies(namespace string) []client.Object {
 		}},
 	}, params(), admissionv1.Warn)...)
 
-	ourBindings := "['" + roleMember + "', '" + roleSystem + "']"
-	// Who may write these objects in every namespace is the operator, the garbage collector, the controller of namespaces,
-	// or someone who may clean up by hand. The control planes' memberships/status is not matched. A binding that somebody
-	// deletes is written again.
+	return slices.Concat(out, ownedPolicy(), operatorPolicies(namespace))
+}
+
+// ownedPolicy leaves what says who belongs where to those who may write it in every namespace: the operator, the garbage
+// collector, the controller of namespaces, and who may clean up by hand. The control planes' memberships/status is not
+// matched. A binding that somebody deletes is written again.
+func ownedPolicy() []client.Object {
 	owned := on("heddle.dev", []string{"memberships"}, admissionv1.Create, admissionv1.Update, admissionv1.Delete)
 	owned.ResourceRules = append(owned.ResourceRules,
 		on("rbac.authorization.k8s.io", []string{"rolebindings"}, admissionv1.Create, admissionv1.Update).ResourceRules...)
-	out = append(out, policy(policyOwned, admissionv1.ValidatingAdmissionPolicySpec{
+	return policy(policyOwned, admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: owned,
 		MatchConditions: []admissionv1.MatchCondition{{
 			Name: "ours", Expression: "request.resource.resource == 'memberships' || object.metadata.name in " + ourBindings,
@@ -162,20 +168,23 @@ func policies(namespace string) []client.Object {
 		Validations: []admissionv1.Validation{{
 			Expression: "authorizer.group(request.resource.group).resource(request.resource.resource)" +
 				".check(request.operation.lowerAscii()).allowed()",
-			Reason: &forbidden,
+			Reason: new(metav1.StatusReasonForbidden),
 			MessageExpression: "request.userInfo.username + ' may not ' + request.operation.lowerAscii() + ' ' + request.resource.resource + ' ' + " +
 				"request.name + ': the operator writes it, by the labels of the namespace and the discovery selectors of the mesh'",
 		}},
-	}, nil, admissionv1.Deny)...)
+	}, nil, admissionv1.Deny)
+}
 
+// operatorPolicies keep the operator to what it is for.
+func operatorPolicies(namespace string) []client.Object {
 	operator := []admissionv1.MatchCondition{{
 		Name: "operator", Expression: "request.userInfo.username == 'system:serviceaccount:" + namespace + ":" + operatorAccount + "'",
 	}}
-	out = append(out, policy(policyProbe, admissionv1.ValidatingAdmissionPolicySpec{
+	probe := policy(policyProbe, admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: on("networking.istio.io", []string{"gateways"}, admissionv1.Create), MatchConditions: operator,
 		Validations: []admissionv1.Validation{{Expression: "request.?dryRun.orValue(false)", Message: "the operator creates gateways as a dry run only"}},
-	}, nil, admissionv1.Deny)...)
-	return append(out, policy(policyBinding, admissionv1.ValidatingAdmissionPolicySpec{
+	}, nil, admissionv1.Deny)
+	return append(probe, policy(policyBinding, admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: on("rbac.authorization.k8s.io", []string{"rolebindings", "clusterrolebindings"},
 			admissionv1.Create, admissionv1.Update, admissionv1.Delete),
 		MatchConditions: operator,

@@ -278,11 +278,5 @@ func (p Plane) outside() string {
 func (p Plane) injectorName() string  { return "istio-sidecar-injector" + p.suffix() + p.outside() }
 func (p Plane) validatorName() string { return "istio-validator" + p.suffix() + "-" + p.Namespace }
 
-// sharedAudience is the audience of agents of Istio itself, equal in every mesh.
-const sharedAudience = "istio-ca"
-
-// audienceOf is the audience of a mesh's own tokens. Source: internal/control, which takes no other but the shared one.
-func audienceOf(id mesh.ID, system string) string { return "heddle.dev/" + system + "/" + string(id) }
-
 // fieldManager is the field manager of everything written for a mesh.
 func fieldManager(id mesh.ID) string { return "heddle-operator/" + string(id) }

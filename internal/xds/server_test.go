@@ -327,6 +327,7 @@ func TestRefusals(t *testing.T) {
 			text  string
 		}{
 			{"no node", nil, nil, codes.InvalidArgument, "missing node information"},
+			{"a node too large", &corev3.Node{Id: "a", Cluster: strings.Repeat("x", 1<<20)}, nil, codes.InvalidArgument, "at most 1048576"},
 			{"not confirmed", &corev3.Node{Id: "late"}, nil, codes.PermissionDenied, "no longer"},
 			{"not admitted", &corev3.Node{Id: "stranger"}, nil, codes.PermissionDenied, "not here"},
 			{"names in a request", &corev3.Node{Id: "a"}, []string{"1", "2", "3", "4"}, codes.ResourceExhausted, "too many resource names"},
