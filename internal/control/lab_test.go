@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -68,6 +69,7 @@ type lab struct {
 	graph          *graph.Graph
 	server         *xds.Server
 	debug          *debug
+	hub            *meshtest.Pod // where the plane listens, without a sidecar
 	client, target *meshtest.Pod
 	proxies        map[string]*meshtest.Proxy
 	open           atomic.Int32 // connections to the server pod's HTTP application, which closes none
@@ -104,7 +106,7 @@ func (labStore) Create(context.Context, map[string][]byte) error { return nil }
 func newLab(t *testing.T, delta bool) *lab {
 	t.Helper()
 	network, hub := meshtest.NewNetwork(t)
-	l := &lab{client: network.Pod(t, "client"), target: network.Pod(t, "server"), proxies: map[string]*meshtest.Proxy{}}
+	l := &lab{hub: hub, client: network.Pod(t, "client"), target: network.Pod(t, "server"), proxies: map[string]*meshtest.Proxy{}}
 
 	options := Options{Mesh: "a", Namespace: labSystem, Revision: "default", Cluster: labCluster, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	l.graph = graph.New(graph.Options{Log: options.Log, Strict: true})
@@ -191,8 +193,7 @@ func (l *lab) run(t *testing.T, f func(context.Context) error) {
 // serve runs the server pod's applications: HTTP of both versions, which tells what it saw, and TCP that speaks first.
 func (l *lab) serve(t *testing.T) {
 	web := &http.Server{Protocols: new(http.Protocols), ReadHeaderTimeout: meshtest.Wait, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		fmt.Fprintf(w, "%s from %s for %s", r.Proto, host, r.Header.Get("X-Forwarded-Client-Cert"))
+		fmt.Fprintf(w, "%s from %s for %s", r.Proto, r.RemoteAddr, r.Header.Get("X-Forwarded-Client-Cert"))
 	})}
 	web.ConnState = func(_ net.Conn, state http.ConnState) {
 		switch state {
@@ -247,6 +248,27 @@ func (l *lab) get(t *testing.T, port string, http2 bool) string {
 	body := bufio.NewScanner(r.Body)
 	body.Scan()
 	return r.Status + " " + body.Text()
+}
+
+// direct returns a client outside of the mesh, on a connection of its own to the server pod, that asks for the connection
+// which the application is asked by.
+func (l *lab) direct(t *testing.T) func() string {
+	t.Helper()
+	transport := &http.Transport{DialContext: l.hub.Dial, MaxConnsPerHost: 1}
+	t.Cleanup(transport.CloseIdleConnections)
+	client := http.Client{Transport: transport, Timeout: meshtest.Wait}
+	return func() string {
+		r, err := client.Get("http://" + net.JoinHostPort(l.target.Addresses[0].String(), "8080"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(body))[2]
+	}
 }
 
 // banner connects and reads, without having sent a byte.
@@ -306,6 +328,13 @@ func TestLab(t *testing.T) {
 						t.Errorf("%s: %s is %d", pod, stat, n)
 					}
 				}
+			}
+
+			// Clients share no connection to the application: a pool for all opens one for each request that waits, and leaves it
+			// unused if another comes free first. Servers end those soonest.
+			one, other := l.direct(t), l.direct(t)
+			if first, second, again := one(), other(), one(); first == second || first != again {
+				t.Errorf("requests of two clients, and again of the first, came by %s, %s, %s", first, second, again)
 			}
 
 			// The proxy ends idle connections to the application, before that does so with a request under way.

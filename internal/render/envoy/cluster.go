@@ -142,9 +142,8 @@ func BlackHole() *clusterv3.Cluster {
 }
 
 // idleToApplication is how long a connection to the application is kept for another request. Servers close theirs after
-// two to five seconds (gunicorn, Node.js, uvicorn, Go with a ReadTimeout), some after one if it has yet to carry its first,
-// and a request that crosses that is lost: it may have been read, so nobody sends it again. A new connection within the
-// pod costs next to nothing.
+// two to five seconds (gunicorn, Node.js, uvicorn, Go with a ReadTimeout), and a request that crosses that is lost: it may
+// have been read, so nobody sends it again. A new connection within the pod costs next to nothing.
 const idleToApplication = 500 * time.Millisecond
 
 // Inbound renders the cluster of a workload's port, or for port 0 of all that have none. The source address tells the
@@ -156,6 +155,10 @@ func Inbound(port uint32, ipv6 bool) *clusterv3.Cluster {
 	}
 	c := base(name)
 	toOriginal(c)
+	// A pool that all clients share opens a connection for each request that waits, and serves it by whichever comes free
+	// first: the other is left without a request, which some servers allow for a second only. No timer closes those in time
+	// on a busy machine. One client's connection has one request to wait for, and uses what it opens.
+	c.ConnectionPoolPerDownstreamConnection = true
 	c.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: address("127.0.0.6", 0).GetSocketAddress()}
 	if ipv6 {
 		c.UpstreamBindConfig.ExtraSourceAddresses = []*corev3.ExtraSourceAddress{{Address: address("::6", 0).GetSocketAddress()}}

@@ -202,7 +202,7 @@ func build(ctx context.Context, inst instance.Instance, checkout string, names [
 		Progress: func(line string) { say.line("    %s", line) },
 	}
 	if len(names) == 0 {
-		o.Images = []string{"pause", "coredns", "curl", "httpbin"}
+		o.Images = []string{"pause", "coredns", "curl", "httpbin", "steady"}
 		for _, own := range []struct{ image, program string }{{"heddle", "heddle"}, {"proxy", "heddle-node"}} {
 			if _, err := os.Stat(filepath.Join(checkout, "bin", own.program)); err == nil {
 				o.Images = append(o.Images, own.image)

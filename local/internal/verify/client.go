@@ -63,7 +63,8 @@ func (p plane) service() string  { return "istiod-" + p.rev }
 //	                               prints how both answer; what the CA issues is kept as NAME
 //	dial NAME NS APP PORT          a TLS connection to a pod of APP as a sidecar makes it, with NAME's certificate
 //	load NAME NS APP TO SERVICE N  begins to send N requests a second from a pod of APP in NS to SERVICE in namespace TO
-//	unload NAME                    ends that, and prints how many were lost
+//	unload NAME [NS APP]           ends that, and prints how many were lost; less those that APP in NS cut off itself, by the
+//	                               access log of its sidecar
 //	rights PLANE NS…               what PLANE may do with the resources of namespaces that discovery lists
 func (r *run) clientCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	command := func(usage string, least int, f func(context.Context, kubernetes.Interface, []string) (string, error)) func(*testscript.TestScript, bool, []string) {
@@ -111,13 +112,18 @@ func (r *run) clientCommands() map[string]func(*testscript.TestScript, bool, []s
 			}
 			return "", err
 		}),
-		"unload": command("unload NAME", 1, func(_ context.Context, _ kubernetes.Interface, a []string) (string, error) {
+		"unload": command("unload NAME [NS APP]", 1, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
 			l := r.loads[a[0]]
 			if l == nil {
 				return "", fmt.Errorf("there is no load %s", a[0])
 			}
 			delete(r.loads, a[0])
-			return l.stop(), nil
+			if len(a) == 1 {
+				return l.stop(""), nil
+			}
+			l.stop("") // the log has all of them when the last has ended
+			log, err := proxyLog(ctx, k, a[1], a[2])
+			return l.stop(log), err
 		}),
 		"rights": command("rights PLANE NS…", 2, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
 			p, err := r.o.Names.plane(a[0])
@@ -127,6 +133,23 @@ func (r *run) clientCommands() map[string]func(*testscript.TestScript, bool, []s
 			return rights(ctx, k, p, a[1:])
 		}),
 	}
+}
+
+// proxyLog returns what the sidecars of an app's pods have logged.
+func proxyLog(ctx context.Context, k kubernetes.Interface, ns, app string) (string, error) {
+	pods, err := k.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	for _, pod := range pods.Items {
+		log, err := k.CoreV1().Pods(ns).GetLogs(pod.Name, &corev1.PodLogOptions{Container: "istio-proxy"}).DoRaw(ctx)
+		if err != nil {
+			return "", fmt.Errorf("read the log of the sidecar of %s: %w", pod.Name, err)
+		}
+		out.Write(log)
+	}
+	return out.String(), nil
 }
 
 // enrol does what an agent does first. The refusal of either service is its output, not an error.

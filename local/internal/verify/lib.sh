@@ -31,6 +31,16 @@ pid() {
   return 1
 }
 
+# busy SECONDS leaves the rest of the machine half of its processors' time, for so long or until `idle`.
+busy() {
+  local i
+  for i in $(seq $(nproc)); do
+    timeout $1 sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 &
+    echo $! >>$W/busy
+  done
+}
+idle() { kill $(cat $W/busy); }
+
 # forms NS… prints by which form of ADS each sidecar of namespaces takes its configuration.
 forms() {
   local n p

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/kubernetes"
 )
 
@@ -29,8 +30,14 @@ type load struct {
 
 	mu    sync.Mutex // guards the fields below
 	times []time.Duration
-	lost  map[string]int // by what was seen in place of 200
-	ended map[string]time.Duration
+	lost  []loss
+}
+
+// loss is a request that did not get its 200.
+type loss struct {
+	id    string // X-Request-Id, which proxies log
+	seen  string // in place of 200
+	after time.Duration
 }
 
 // startLoad sends requests from the pod of an app, through its sidecar if it has one, to a service.
@@ -66,7 +73,7 @@ func begin(ctx context.Context, url string, perSecond int, dial func(context.Con
 	}
 	clients := []*http.Client{client(false), client(true)}
 	ctx, cancel := context.WithCancel(ctx)
-	l := &load{cancel: cancel, lost: map[string]int{}, ended: map[string]time.Duration{}}
+	l := &load{cancel: cancel}
 	began := time.Now()
 	l.done.Go(func() {
 		defer clients[0].CloseIdleConnections()
@@ -84,10 +91,11 @@ func begin(ctx context.Context, url string, perSecond int, dial func(context.Con
 }
 
 func (l *load) send(ctx context.Context, c *http.Client, url string, began time.Time) {
-	start := time.Now()
+	start, id := time.Now(), string(uuid.NewUUID())
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil) // net/http would send a GET again that was cut off
 	var resp *http.Response
 	if err == nil {
+		req.Header.Set("X-Request-Id", id)
 		resp, err = c.Do(req)
 	}
 	var body []byte
@@ -103,28 +111,52 @@ func (l *load) send(ctx context.Context, c *http.Client, url string, began time.
 	defer l.mu.Unlock()
 	l.times = append(l.times, took)
 	if err != nil {
-		l.lost[err.Error()]++
-		l.ended[err.Error()] = time.Since(began)
+		l.lost = append(l.lost, loss{id, err.Error(), time.Since(began)})
 	}
 }
 
-// stop ends the load, waits for what is under way, and says how many requests were lost and how.
-func (l *load) stop() string {
+// stop ends the load, waits for what is under way, and says how many requests were lost and how. The log of the server's
+// own proxy, if given, tells apart which of them the server cut off itself; those are not counted as lost.
+func (l *load) stop(log string) string {
 	l.cancel()
 	l.done.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	lost := 0
-	var how strings.Builder
-	for _, reason := range slices.Sorted(maps.Keys(l.lost)) {
-		lost += l.lost[reason]
-		fmt.Fprintf(&how, "%d %s, last after %.1fs\n", l.lost[reason], reason, l.ended[reason].Seconds())
-	}
 	if len(l.times) == 0 {
 		return "nothing was sent\n"
+	}
+	lost, own := 0, 0
+	last := map[string]loss{}
+	count := map[string]int{}
+	for _, x := range l.lost {
+		if cutOff(log, x.id) {
+			own++
+			continue
+		}
+		lost++
+		count[x.seen]++
+		last[x.seen] = x
+	}
+	var how strings.Builder
+	for _, seen := range slices.Sorted(maps.Keys(count)) {
+		fmt.Fprintf(&how, "%d %s, last after %.1fs (%s)\n", count[seen], seen, last[seen].after.Seconds(), last[seen].id)
+	}
+	if own > 0 {
+		fmt.Fprintf(&how, "%d more cut off by the server itself\n", own)
 	}
 	slices.Sort(l.times)
 	return fmt.Sprintf("%d lost of %d; median %s, 99th percentile %s, longest %s\n%s", lost, len(l.times),
 		l.times[len(l.times)/2].Round(time.Millisecond), l.times[len(l.times)*99/100].Round(time.Millisecond),
 		l.times[len(l.times)-1].Round(time.Millisecond), &how)
+}
+
+// cutOff tells whether a log in Istio's format has it that the application behind the proxy ended the connection that a
+// request was on.
+func cutOff(log, id string) bool {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, `"`+id+`"`) && strings.Contains(line, " inbound|") && strings.Contains(line, " 503 UC ") {
+			return true
+		}
+	}
+	return false
 }

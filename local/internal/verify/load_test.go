@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A load that could not lose a request would prove nothing.
@@ -38,7 +39,7 @@ func TestLoadCountsWhatIsLost(t *testing.T) {
 	for range wanted {
 		<-seen
 	}
-	report := l.stop()
+	report := l.stop("")
 	var lost, of int
 	if _, err := fmt.Sscanf(report, "%d lost of %d;", &lost, &of); err != nil {
 		t.Fatalf("%v: %s", err, report)
@@ -56,5 +57,23 @@ func TestLoadCountsWhatIsLost(t *testing.T) {
 		if len(connections) < n/2 {
 			t.Errorf("%d connections for %d requests", len(connections), n)
 		}
+	}
+}
+
+// What the server cut off itself is told apart by the log of its proxy, request by request.
+func TestLoadTellsTheServersOwnClosings(t *testing.T) {
+	const log = `[2026-01-01T00:00:00.000Z] "POST /status/200 HTTP/1.1" 503 UC upstream_reset_before_response_started{connection_termination} - "-" 0 95 8 - "-" "Go" "aaaa" "httpbin.a:8000" "10.0.0.1:8080" inbound|8080|| 127.0.0.6:1 10.0.0.1:8080 10.0.0.2:1 - default
+[2026-01-01T00:00:00.000Z] "POST /status/200 HTTP/1.1" 503 UC upstream_reset_before_response_started{connection_termination} - "-" 0 95 8 - "-" "Go" "bbbb" "httpbin.a:8000" "10.0.0.1:8080" outbound|8000||httpbin.a 10.0.0.2:1 10.0.0.1:8080 10.0.0.2:1 - default
+[2026-01-01T00:00:00.000Z] "POST /status/200 HTTP/1.1" 503 UF upstream_reset_before_response_started{connection_failure} - "-" 0 95 8 - "-" "Go" "cccc" "httpbin.a:8000" "10.0.0.1:8080" inbound|8080|| - 10.0.0.1:8080 10.0.0.2:1 - default
+`
+	l := &load{cancel: func() {}, times: []time.Duration{1, 2, 3, 4, 5}}
+	for _, id := range []string{"aaaa", "bbbb", "cccc", "dddd"} {
+		l.lost = append(l.lost, loss{id: id, seen: "503"})
+	}
+	if got := l.stop(log); !strings.HasPrefix(got, "3 lost of 5;") || !strings.Contains(got, "1 more cut off by the server itself") {
+		t.Error(got)
+	}
+	if got := l.stop(""); !strings.HasPrefix(got, "4 lost of 5;") {
+		t.Error(got)
 	}
 }

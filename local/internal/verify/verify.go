@@ -129,7 +129,7 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 	r := &run{ctx: ctx, o: o, kept: map[string]string{}, loads: map[string]*load{}}
 	defer func() {
 		for _, l := range r.loads {
-			l.stop()
+			l.stop("")
 		}
 	}()
 	t := &harness{verbose: o.Verbose, out: o.Out}
