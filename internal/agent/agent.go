@@ -194,14 +194,14 @@ func (p *process) stop() {
 	}
 }
 
-// drainInbound makes the pod unready and has peers reconnect elsewhere. Listeners stay open, and the application's own
-// calls go on. A second time changes nothing.
+// drainInbound has who calls the pod reconnect elsewhere; that it is unready is the agent's own to say. Listeners stay open
+// for the drain's time, and the application's own calls go on: /healthcheck/fail would end the connections of every
+// listener, outbound ones too. A second time changes nothing.
 func drainInbound(ctx context.Context, admin *envoyAdmin) error {
 	ctx, cancel := context.WithTimeout(ctx, orders)
 	defer cancel()
-	_, err := admin.call(ctx, http.MethodPost, "/healthcheck/fail")
-	_, derr := admin.call(ctx, http.MethodPost, "/drain_listeners?graceful&inboundonly")
-	return errors.Join(err, derr)
+	_, err := admin.call(ctx, http.MethodPost, "/drain_listeners?graceful&inboundonly")
+	return err
 }
 
 // wait bounds how long a draining Envoy stays.

@@ -370,7 +370,7 @@ func TestDrainIsTriedAgain(t *testing.T) {
 	code := http.StatusServiceUnavailable
 	var got []string
 	s := &statusServer{admin: fakeEnvoy(t, func(w http.ResponseWriter, r *http.Request) {
-		got = append(got, r.Method+" "+r.URL.Path)
+		got = append(got, r.Method+" "+r.URL.String())
 		w.WriteHeader(code)
 	})}
 	for _, tc := range []struct{ envoy, want int }{{http.StatusServiceUnavailable, http.StatusBadGateway}, {http.StatusOK, http.StatusOK}} {
@@ -379,7 +379,7 @@ func TestDrainIsTriedAgain(t *testing.T) {
 		r.RemoteAddr = "127.0.0.1:1"
 		w := httptest.NewRecorder()
 		s.handler().ServeHTTP(w, r)
-		if d := cmp.Diff([]string{"POST /healthcheck/fail", "POST /drain_listeners"}, got); d != "" || w.Code != tc.want {
+		if d := cmp.Diff([]string{"POST /drain_listeners?graceful&inboundonly"}, got); d != "" || w.Code != tc.want {
 			t.Errorf("Envoy answers %d, the agent %d %s\n%s", tc.envoy, w.Code, w.Body, d)
 		}
 	}

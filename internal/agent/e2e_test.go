@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -72,10 +73,45 @@ func seal(t *testing.T, typeURL, name string, m proto.Message) xds.Resource {
 	return r
 }
 
+const types = "type.googleapis.com/envoy.extensions."
+
+// says is a filter that answers every request with body.
+func says(body string) object {
+	return object{"name": "hcm", "typed_config": object{
+		"@type":        types + "filters.network.http_connection_manager.v3.HttpConnectionManager",
+		"stat_prefix":  "test;",
+		"http_filters": []object{{"name": "router", "typed_config": object{"@type": types + "filters.http.router.v3.Router"}}},
+		"route_config": object{"virtual_hosts": []object{{"name": "all", "domains": []string{"*"}, "routes": []object{{
+			"match": object{"prefix": "/"}, "direct_response": object{"status": 200, "body": object{"inline_string": body}},
+		}}}}},
+	}}
+}
+
+func listenerOf(t *testing.T, o object) *listenerv3.Listener {
+	t.Helper()
+	b, err := json.Marshal(o)
+	l := new(listenerv3.Listener)
+	if err == nil {
+		err = protojson.Unmarshal(b, l)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// plain is a listener of that direction that anybody may call.
+func plain(t *testing.T, direction string, port int) *listenerv3.Listener {
+	t.Helper()
+	return listenerOf(t, object{
+		"name": direction, "traffic_direction": direction, "address": socket("127.0.0.1", port),
+		"filter_chains": []object{{"filters": []object{says(direction)}}},
+	})
+}
+
 // mutualTLS is a listener that says body to who shows a certificate of the mesh.
 func mutualTLS(t *testing.T, port int, body string) *listenerv3.Listener {
 	t.Helper()
-	const types = "type.googleapis.com/envoy.extensions."
 	sds := func(name string) object {
 		return object{"name": name, "sds_config": object{
 			"resource_api_version": "V3", "initial_fetch_timeout": "0s",
@@ -85,17 +121,10 @@ func mutualTLS(t *testing.T, port int, body string) *listenerv3.Listener {
 			},
 		}}
 	}
-	b, err := json.Marshal(object{
+	return listenerOf(t, object{
 		"name": "inbound", "traffic_direction": "INBOUND", "address": socket("127.0.0.1", port),
 		"filter_chains": []object{{
-			"filters": []object{{"name": "hcm", "typed_config": object{
-				"@type":        types + "filters.network.http_connection_manager.v3.HttpConnectionManager",
-				"stat_prefix":  "inbound;",
-				"http_filters": []object{{"name": "router", "typed_config": object{"@type": types + "filters.http.router.v3.Router"}}},
-				"route_config": object{"virtual_hosts": []object{{"name": "all", "domains": []string{"*"}, "routes": []object{{
-					"match": object{"prefix": "/"}, "direct_response": object{"status": 200, "body": object{"inline_string": body}},
-				}}}}},
-			}}},
+			"filters": []object{says(body)},
 			"transport_socket": object{"name": "tls", "typed_config": object{
 				"@type":                      types + "transport_sockets.tls.v3.DownstreamTlsContext",
 				"require_client_certificate": true,
@@ -106,14 +135,6 @@ func mutualTLS(t *testing.T, port int, body string) *listenerv3.Listener {
 			}},
 		}},
 	})
-	l := new(listenerv3.Listener)
-	if err == nil {
-		err = protojson.Unmarshal(b, l)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
 }
 
 // freePort is one that nobody listens on now.
@@ -245,6 +266,88 @@ func testAgent(t *testing.T, delta bool) {
 				t.Errorf("a key lies in %s", f)
 			}
 		}
+	}
+}
+
+// From a native sidecar's preStop on, the application may work for the rest of the pod's grace period: its own calls go on as if
+// nothing were, over the connections that it has and over new ones, in HTTP/1 and 2, while who calls the pod is sent away. That
+// holds past the time after which Envoy closes the drained listeners.
+func TestDrainLeavesOutboundAlone(t *testing.T) {
+	s := newStand(t, true)
+	s.config.Drain = 2 * time.Second
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { s.ended <- Run(ctx, s.config, slog.New(slog.NewTextHandler(t.Output(), nil))) }()
+	in, out := freePort(t), freePort(t)
+	s.publish(1, clusterType, "c", &clusterv3.Cluster{Name: "c", ConnectTimeout: durationpb.New(time.Second)})
+	s.publish(2, listenerType, "INBOUND", plain(t, "INBOUND", in))
+	s.publish(3, listenerType, "OUTBOUND", plain(t, "OUTBOUND", out))
+	eventually(t, 10*time.Second, "ready", func() bool {
+		return s.get(s.config.ReadyPort, "/healthz/ready") == "200 OK\n" && strings.HasSuffix(s.get(in, "/"), "INBOUND") && strings.HasSuffix(s.get(out, "/"), "OUTBOUND")
+	})
+
+	// ask calls over the connection of client, and tells whether that was a new one and whether the answer ends it.
+	ask := func(client *http.Client, port int) (fresh, last bool) {
+		t.Helper()
+		trace := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { fresh = !i.Reused }})
+		r, err := http.NewRequestWithContext(trace, http.MethodGet, "http://127.0.0.1:"+strconv.Itoa(port), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(resp.Status, err)
+		}
+		return fresh, resp.Close
+	}
+	clients := map[string]*http.Client{}
+	for _, version := range []string{"HTTP/1", "HTTP/2"} {
+		p := new(http.Protocols)
+		p.SetHTTP1(version == "HTTP/1")
+		p.SetUnencryptedHTTP2(version == "HTTP/2")
+		transport := &http.Transport{Protocols: p}
+		defer transport.CloseIdleConnections()
+		clients[version] = &http.Client{Transport: transport}
+		if fresh, last := ask(clients[version], out); !fresh || last {
+			t.Fatalf("%s before the drain: new connection %v, ended %v", version, fresh, last)
+		}
+		ask(clients[version], in)
+	}
+
+	if err := Request(t.Context(), s.config.StatusPort, "POST", "drain", io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.get(s.config.ReadyPort, "/healthz/ready"); !strings.HasPrefix(got, "503") {
+		t.Errorf("draining, readiness says %s", got)
+	}
+	if _, last := ask(clients["HTTP/1"], in); !last {
+		t.Error("who calls the pod may keep the connection")
+	}
+	ask(clients["HTTP/2"], in) // its answer brings a GOAWAY
+	eventually(t, time.Second, "GOAWAY to who calls the pod", func() bool { fresh, _ := ask(clients["HTTP/2"], in); return fresh })
+	calls := func() {
+		t.Helper()
+		for version, client := range clients {
+			for range 3 {
+				if fresh, last := ask(client, out); fresh || last {
+					t.Errorf("%s of the application: new connection %v, ended %v", version, fresh, last)
+				}
+			}
+		}
+		if got := s.get(out, "/"); !strings.HasSuffix(got, "OUTBOUND") {
+			t.Errorf("a new connection of the application: %s", got)
+		}
+	}
+	calls()
+	eventually(t, 4*s.config.Drain, "the drained listener is closed", func() bool { return strings.Contains(s.get(in, "/"), "refused") })
+	calls()
+	cancel()
+	if err := <-s.ended; err != nil {
+		t.Error(err)
 	}
 }
 
