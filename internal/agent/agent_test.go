@@ -74,6 +74,9 @@ func TestRead(t *testing.T) {
 		{"metadata as JSON", nil, func(c Config) any { return c.Metadata["X"] }, json.RawMessage(`{"a":1}`)},
 		{"labels", nil, func(c Config) any { return c.Metadata["LABELS"] }, map[string]string{"app": "web", "note": `a "b"`}},
 		{"scrape", map[string]string{"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"true","port":"9090"}`}, func(c Config) any { return c.Scrape.url() }, "http://127.0.0.1:9090/metrics"},
+		{"scrape by default", map[string]string{"ISTIO_PROMETHEUS_ANNOTATIONS": `{"port":"9090","path":"/m"}`}, func(c Config) any { return c.Scrape.url() }, "http://127.0.0.1:9090/m"},
+		{"scrape in another word", map[string]string{"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"True","port":"9090"}`}, func(c Config) any { return c.Scrape.url() }, "http://127.0.0.1:9090/metrics"},
+		{"scrape never itself", map[string]string{"ISTIO_PROMETHEUS_ANNOTATIONS": `{"port":"15020"}`}, func(c Config) any { return c.Scrape == nil }, true},
 		{"scrape switched off", map[string]string{"ISTIO_PROMETHEUS_ANNOTATIONS": `{"scrape":"false","port":"9090"}`}, func(c Config) any { return c.Scrape == nil }, true},
 		{"probers", map[string]string{"ISTIO_KUBE_APP_PROBERS": `{"/app-health/c/livez":{"tcpSocket":{"port":80}}}`}, func(c Config) any { return c.Probers["/app-health/c/livez"].TCPSocket.Port }, uint16(80)},
 	} {

@@ -166,7 +166,7 @@ func Read(e Environment) (Config, error) {
 		fault("ISTIO_KUBE_APP_PROBERS", json.Unmarshal([]byte(v), &c.Probers))
 	}
 	var err error
-	c.Scrape, err = scrapeOf(e.Vars["ISTIO_PROMETHEUS_ANNOTATIONS"])
+	c.Scrape, err = scrapeOf(e.Vars["ISTIO_PROMETHEUS_ANNOTATIONS"], c.StatusPort)
 	fault("ISTIO_PROMETHEUS_ANNOTATIONS", err)
 	c.Addresses, err = addresses(e)
 	fault("INSTANCE_IPS", err)
@@ -201,7 +201,9 @@ func concurrency(configured *int, limit string, cpus int) int {
 	return cpus
 }
 
-func scrapeOf(annotations string) (*Scrape, error) {
+// scrapeOf reads the pod's annotations for Prometheus, from before they were pointed at the agent; nil if there is nothing to
+// scrape. What is said to be on the agent's own port is its own answer, which would grow without end.
+func scrapeOf(annotations string, own int) (*Scrape, error) {
 	if annotations == "" {
 		return nil, nil
 	}
@@ -209,7 +211,7 @@ func scrapeOf(annotations string) (*Scrape, error) {
 		Scrape
 		On string `json:"scrape"`
 	}
-	if err := json.Unmarshal([]byte(annotations), &a); err != nil || a.On != "true" {
+	if err := json.Unmarshal([]byte(annotations), &a); err != nil || a.On == "false" {
 		return nil, err
 	}
 	if a.Path == "" {
@@ -218,8 +220,12 @@ func scrapeOf(annotations string) (*Scrape, error) {
 	if a.Port == "" {
 		a.Port = "80"
 	}
-	if _, err := strconv.ParseUint(a.Port, 10, 16); err != nil {
+	n, err := strconv.ParseUint(a.Port, 10, 16)
+	if err != nil {
 		return nil, err
+	}
+	if int(n) == own {
+		return nil, nil
 	}
 	return &a.Scrape, nil
 }

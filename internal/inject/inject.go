@@ -22,6 +22,7 @@ import (
 const (
 	proxyName = "istio-proxy"
 	initName  = "istio-init"
+	proxyID   = 1337 // uid and gid of the proxy
 
 	injectLabel         = "sidecar.istio.io/inject"
 	statusAnnotation    = "sidecar.istio.io/status"
@@ -58,17 +59,21 @@ func Skip(pod *corev1.Pod, p *Params) string {
 	return "injection policy is disabled and the pod does not ask for it"
 }
 
-// asked returns "true" or "false" as the pod's label, else its annotation, says; anything else counts as not said.
+// asked returns "true" or "false" as the pod's label, else its annotation, says; "" for anything else. These are the only two
+// words, as in Istio since 1.27 and in the selectors of the webhooks: another counts as not said (unread tells of it).
 func asked(pod *corev1.Pod) string {
-	v, ok := pod.Labels[injectLabel]
-	if !ok {
-		v = pod.Annotations[injectLabel]
-	}
-	switch strings.ToLower(v) {
+	switch v := wish(pod); v {
 	case "true", "false":
-		return strings.ToLower(v)
+		return v
 	}
 	return ""
+}
+
+func wish(pod *corev1.Pod) string {
+	if v, ok := pod.Labels[injectLabel]; ok {
+		return v
+	}
+	return pod.Annotations[injectLabel]
 }
 
 func matchesAny(selectors []labels.Selector, l map[string]string) bool {
@@ -89,6 +94,7 @@ func Patch(pod *corev1.Pod, p *Params, env map[string]string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	data.ProxyUID = own.proxyUser()
 	if err := checkPorts(out); err != nil {
 		return nil, err
 	}
@@ -172,6 +178,17 @@ func takeOverrides(pod *corev1.Pod) overrides {
 		return taken
 	}
 	return overrides{Containers: take(&pod.Spec.Containers), InitContainers: take(&pod.Spec.InitContainers)}
+}
+
+// proxyUser returns who the pod's own istio-proxy runs as, or who it does by itself. Root is not told apart from whatever else
+// runs as root: its connections pass by the group.
+func (o overrides) proxyUser() int64 {
+	for _, c := range slices.Concat(o.InitContainers, o.Containers) {
+		if s := c.SecurityContext; c.Name == proxyName && s != nil && s.RunAsUser != nil && *s.RunAsUser != 0 {
+			return *s.RunAsUser
+		}
+	}
+	return proxyID
 }
 
 // apply merges them over the containers of the same name, wherever the template placed these.
@@ -351,7 +368,8 @@ func mergePrometheus(pod *corev1.Pod, p *Params, d *templateData) {
 	}
 	port := strconv.Itoa(int(d.ProxyConfig.GetStatusPort()))
 	a := pod.Annotations
-	if !on || strings.EqualFold(a[scrapeAnnotation], "false") || a[portAnnotation] == port {
+	scrape, err := strconv.ParseBool(a[scrapeAnnotation])
+	if unwanted := err == nil && !scrape; !on || unwanted || a[portAnnotation] == port {
 		return
 	}
 	was := map[string]string{}

@@ -81,6 +81,9 @@ func Parse(s Settings) (*Params, error) {
 		p.defaultConfig = overlay(p.defaultConfig, c)
 	}
 	fault("injector config", yaml.Unmarshal(s.Config, &p.config))
+	if c := p.config.Policy; c != "" && c != "enabled" && c != "disabled" {
+		fault("injector config", fmt.Errorf("policy %q is neither enabled nor disabled", c))
+	}
 	values, err := decodeMap(s.Values)
 	fault("injector values", err)
 	base, err := decodeMap(defaultValues)

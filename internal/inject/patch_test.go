@@ -174,7 +174,7 @@ func checkRestricted(t *testing.T, pod *corev1.Pod) {
 		s.Privileged == nil || *s.Privileged,
 		s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation,
 		s.RunAsNonRoot == nil || !*s.RunAsNonRoot,
-		s.RunAsUser == nil || *s.RunAsUser != 1337,
+		s.RunAsUser == nil || *s.RunAsUser == 0,
 		s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem,
 		s.SeccompProfile == nil || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault,
 		s.Capabilities == nil || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL",
@@ -211,8 +211,10 @@ func TestSkip(t *testing.T) {
 		{name: "annotation false", ns: "app", annotation: "false"},
 		{name: "label beats annotation", ns: "app", label: "true", annotation: "false", want: true},
 		{name: "label false beats annotation true", ns: "app", label: "false", annotation: "true"},
-		{name: "another value is not said", ns: "app", label: "maybe", want: true},
-		{name: "label in capitals", ns: "app", label: "False"},
+		{name: "another word is not said", ns: "app", label: "no", want: true},
+		{name: "another spelling is not said, as for the API server's selectors", ns: "app", label: "False", want: true},
+		{name: "an empty annotation is not said", ns: "app", annotation: "", want: true},
+		{name: "another word in the label hides the annotation", ns: "app", label: "off", annotation: "false", want: true},
 		{name: "the pod's own revision label is ignored", ns: "app", labels: map[string]string{"istio.io/rev": "mesh-9"}, want: true},
 		{name: "host network", ns: "app", label: "true", host: true},
 		{name: "kube-system", ns: "kube-system", label: "true"},
@@ -220,6 +222,9 @@ func TestSkip(t *testing.T) {
 		{name: "kube-node-lease", ns: "kube-node-lease", label: "true"},
 		{name: "local-path-storage", ns: "local-path-storage", label: "true"},
 		{name: "policy disabled", settings: disabled, ns: "app"},
+		{name: "policy disabled, asked for in another word", settings: disabled, ns: "app", label: "yes"},
+		{name: "policy disabled, asked for in another spelling", settings: disabled, ns: "app", annotation: "True"},
+		{name: "another word does not beat never", settings: disabled, ns: "app", label: "on", labels: map[string]string{"team": "a", "job": "batch"}},
 		{name: "policy disabled, asked for", settings: disabled, ns: "app", label: "true", want: true},
 		{name: "policy disabled, always selector", settings: disabled, ns: "app", labels: map[string]string{"team": "a"}, want: true},
 		{name: "never beats always", settings: disabled, ns: "app", labels: map[string]string{"team": "a", "job": "batch"}},
@@ -288,9 +293,28 @@ func TestAnnotations(t *testing.T) {
 	}
 }
 
+// Root is nobody to let pass, or all that runs as root would: such a proxy is known by its group alone.
+func TestProxyAsRoot(t *testing.T) {
+	root := int64(0)
+	pod := &corev1.Pod{}
+	pod.Name, pod.Namespace = "p", "app"
+	pod.Spec.Containers = []corev1.Container{{Name: "app", Image: "app"}, {Name: proxyName, Image: "auto", SecurityContext: &corev1.SecurityContext{RunAsUser: &root}}}
+	patch, err := Patch(pod, params(t, Settings{}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := apply(t, pod, patch)
+	if args := strings.Join(find(out, initName).Args, " "); !strings.Contains(args, "-u 1337 ") {
+		t.Errorf("istio-init %s", args)
+	}
+	if s := find(out, proxyName).SecurityContext; *s.RunAsUser != 0 || *s.RunAsGroup != 1337 {
+		t.Errorf("istio-proxy runs as %d:%d", *s.RunAsUser, *s.RunAsGroup)
+	}
+}
+
 func TestParseNamesEveryFault(t *testing.T) {
-	_, err := Parse(Settings{MeshConfig: []byte("trustDomain: [1]"), Config: []byte("templates: {x: '{{'}\nalwaysInjectSelector: [{matchExpressions: [{key: a, operator: Near}]}]"), Values: []byte("[")})
-	for _, part := range []string{"mesh config", "template x", "alwaysInjectSelector", "injector values"} {
+	_, err := Parse(Settings{MeshConfig: []byte("trustDomain: [1]"), Config: []byte("policy: Disabled\ntemplates: {x: '{{'}\nalwaysInjectSelector: [{matchExpressions: [{key: a, operator: Near}]}]"), Values: []byte("[")})
+	for _, part := range []string{"mesh config", "policy \"Disabled\"", "template x", "alwaysInjectSelector", "injector values"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in %v", part, err)
 		}

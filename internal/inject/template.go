@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,7 +78,7 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 		TypeMeta: pod.TypeMeta, DeploymentMeta: workload(pod), ObjectMeta: pod.ObjectMeta, Spec: pod.Spec,
 		ProxyConfig: c, MeshConfig: p.mesh, Values: p.values, Revision: p.Revision,
 		ProxyImage: p.image("proxy", c.GetImage().GetImageType()), ProxyInitImage: p.image("proxy_init", ""),
-		ProxyUID: 1337, ProxyGID: 1337,
+		ProxyUID: proxyID, ProxyGID: proxyID,
 		InboundTrafficPolicyMode: p.mesh.GetInboundTrafficPolicy().GetMode().String(),
 		CompliancePolicy:         p.str("pilot", "env", "COMPLIANCE_POLICY"),
 		NativeSidecars:           !strings.EqualFold(fmt.Sprint(lookup(p.values, "pilot", "env", "ENABLE_NATIVE_SIDECARS")), "false"),
@@ -139,7 +140,7 @@ func first(s ...string) string {
 }
 
 // workload names what created the pod, as its proxy reports it: the Deployment above a ReplicaSet, the CronJob above a Job,
-// which their generated names tell without a look-up.
+// which labels and generated names tell without a look-up.
 func workload(pod *corev1.Pod) metav1.ObjectMeta {
 	m := metav1.ObjectMeta{Namespace: pod.Namespace, Name: first(pod.Name, strings.TrimRight(pod.GenerateName, "-"))}
 	if c := metav1.GetControllerOf(pod); c != nil {
@@ -148,13 +149,33 @@ func workload(pod *corev1.Pod) metav1.ObjectMeta {
 	return m
 }
 
+// cronJobRun is what a CronJob names a Job: minutes since the epoch at its end, seconds before Kubernetes 1.21.
+var cronJobRun = regexp.MustCompile(`^(.+)-\d{8,10}$`)
+
+// controller returns whom users know above the pod's controller. Versions are those that Istio reports.
 func controller(pod *corev1.Pod, ref metav1.OwnerReference) (kind, name, apiVersion string) {
-	i := strings.LastIndex(ref.Name, "-")
-	switch {
-	case ref.Kind == "ReplicaSet" && i > 0 && ref.Name[i+1:] == pod.Labels["pod-template-hash"]:
-		return "Deployment", ref.Name[:i], "apps/v1"
-	case ref.Kind == "Job" && i > 0 && len(ref.Name)-i-1 == 8 && strings.Trim(ref.Name[i+1:], "0123456789") == "":
-		return "CronJob", ref.Name[:i], "batch/v1" // the controller appends minutes since the epoch
+	byHash := func(label string) (name string, ok bool) {
+		if hash := pod.Labels[label]; hash != "" {
+			name, ok = strings.CutSuffix(ref.Name, "-"+hash)
+		}
+		return name, ok && name != ""
+	}
+	switch ref.Kind {
+	case "ReplicaSet":
+		if name, ok := byHash("pod-template-hash"); ok {
+			return "Deployment", name, "apps/v1"
+		}
+		if name, ok := byHash("rollouts-pod-template-hash"); ok {
+			return "Rollout", name, "v1alpha1" // of Argo
+		}
+	case "ReplicationController":
+		if name := pod.Labels["deploymentconfig"]; name != "" {
+			return "DeploymentConfig", name, ref.APIVersion // of OpenShift
+		}
+	case "Job":
+		if m := cronJobRun.FindStringSubmatch(ref.Name); m != nil {
+			return "CronJob", m[1], "batch/v1"
+		}
 	}
 	return ref.Kind, ref.Name, ref.APIVersion
 }
