@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/agent"
 	"github.com/heddle-mesh/heddle/internal/node"
+	"github.com/heddle-mesh/heddle/internal/node/redirect"
 )
 
 const usage = `usage: heddle-node COMMAND
@@ -96,6 +98,13 @@ func runAgent(ctx context.Context, args []string) error {
 	if e.Annotations, err = podFile("annotations"); err != nil {
 		return err
 	}
+	if path := e.Vars["ISTIO_BOOTSTRAP_OVERRIDE"]; path != "" {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("read what annotation sidecar.istio.io/bootstrapOverride names (a ConfigMap with key %s): %w", filepath.Base(path), err)
+		}
+		e.Override = string(b)
+	}
 	c, err := agent.Read(e)
 	if err != nil {
 		return err
@@ -105,7 +114,7 @@ func runAgent(ctx context.Context, args []string) error {
 }
 
 func runInit(ctx context.Context, args []string) error {
-	var v node.Fields
+	var v redirect.Fields
 	f := flag.NewFlagSet("init", flag.ContinueOnError)
 	for _, s := range []struct {
 		to                     *string
@@ -138,7 +147,7 @@ func runInit(ctx context.Context, args []string) error {
 	if err := parse(f, args); err != nil {
 		return err
 	}
-	r, err := node.Parse(v)
+	r, err := redirect.Parse(v)
 	if err != nil {
 		return err
 	}
@@ -153,7 +162,7 @@ func runInit(ctx context.Context, args []string) error {
 		_, err = io.WriteString(os.Stdout, r.Rules())
 		return err
 	}
-	return r.Apply(ctx, *nft)
+	return node.Apply(ctx, r, *nft)
 }
 
 func runRequest(ctx context.Context, args []string) error {

@@ -162,11 +162,15 @@ func Args(c Config, bootstrap string) []string {
 	if c.Addresses[0].Is6() {
 		family = "v6"
 	}
-	return []string{
+	args := []string{
 		"-c", bootstrap, "--concurrency", fmt.Sprint(c.Concurrency),
 		"--disable-hot-restart", // needs /dev/shm, and dies with the thread that started it
 		"--drain-time-s", fmt.Sprint(max(int(c.Drain/time.Second), 1)), "--drain-strategy", "immediate",
 		"--local-address-ip-version", family, "--file-flush-interval-msec", "1000", "--skip-deprecated-logs",
 		"-l", c.LogLevel, "--component-log-level", c.LogByPart,
 	}
+	if c.Override != "" {
+		args = append(args, "--config-yaml", c.Override)
+	}
+	return args
 }

@@ -27,6 +27,7 @@ type Environment struct {
 	Domain      string // of the node id: <namespace>.svc.<cluster domain>
 	Labels      string // of the pod, in the form of the downward API
 	Annotations string
+	Override    string       // the file that ISTIO_BOOTSTRAP_OVERRIDE names, empty for none
 	Addresses   []netip.Addr // of the pod's interfaces, used where the pod does not name its own
 	CPUs        int
 }
@@ -56,6 +57,7 @@ type Config struct {
 	Probers map[string]Prober
 	Scrape  *Scrape
 
+	Override   string // of the bootstrap, YAML or JSON, which Envoy merges over it; empty for none
 	Binary     string // Envoy
 	Dir        string // for sockets and bootstrap; writable, in memory
 	Token      string // file, re-read on each call
@@ -137,7 +139,7 @@ func Read(e Environment) (Config, error) {
 		Delta: e.Vars["ISTIO_DELTA_XDS"] != "false", LogLevel: "warning", LogByPart: "misc:error",
 		Drain: time.Duration(p.DrainDuration), EndDrain: time.Duration(p.TerminationDrainDuration), Stats: p.ProxyStatsMatcher,
 		ExitIdle: e.Vars["EXIT_ON_ZERO_ACTIVE_CONNECTIONS"] == "true", MinDrain: 5 * time.Second,
-		Binary: p.BinaryPath, Dir: filepath.Clean(p.ConfigPath),
+		Override: e.Override, Binary: p.BinaryPath, Dir: filepath.Clean(p.ConfigPath),
 		Token: "/var/run/secrets/tokens/istio-token", Root: "/var/run/secrets/istio/root-cert.pem",
 		StatusPort: p.StatusPort, AdminPort: 15000, ReadyPort: 15021, StatsPort: 15090,
 	}

@@ -63,6 +63,35 @@ func TestBootstrapIsValid(t *testing.T) {
 	}
 }
 
+// A pod's own bootstrap is merged over the agent's.
+func TestBootstrapOverride(t *testing.T) {
+	s := newStand(t, true)
+	port := freePort(t)
+	override, err := json.Marshal(object{"static_resources": object{"listeners": []object{{
+		"name": "own", "address": socket("127.0.0.1", port), "filter_chains": []object{{"filters": []object{says("own")}}},
+	}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.config.Override = string(override)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { s.ended <- Run(ctx, s.config, slog.New(slog.NewTextHandler(t.Output(), nil))) }()
+	s.publish(1, clusterType, "c", &clusterv3.Cluster{Name: "c", ConnectTimeout: durationpb.New(time.Second)})
+	s.publish(2, listenerType, "INBOUND", plain(t, "INBOUND", freePort(t)))
+	eventually(t, 10*time.Second, "the pod's own listener and the agent's", func() bool {
+		return s.get(port, "/") == "200 OK\nown" && s.get(s.config.ReadyPort, "/healthz/ready") == "200 OK\n"
+	})
+	if err := Request(t.Context(), s.config.StatusPort, "POST", "drain", io.Discard); err != nil {
+		t.Error(err)
+	}
+	http.DefaultClient.CloseIdleConnections() // or the agent waits for them
+	cancel()
+	if err := <-s.ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // seal is a resource that Envoy gets.
 func seal(t *testing.T, typeURL, name string, m proto.Message) xds.Resource {
 	t.Helper()
@@ -345,6 +374,7 @@ func TestDrainLeavesOutboundAlone(t *testing.T) {
 	calls()
 	eventually(t, 4*s.config.Drain, "the drained listener is closed", func() bool { return strings.Contains(s.get(in, "/"), "refused") })
 	calls()
+	http.DefaultClient.CloseIdleConnections() // or the agent waits for them
 	cancel()
 	if err := <-s.ended; err != nil {
 		t.Error(err)

@@ -30,6 +30,8 @@ const (
 	templatesAnnotation = "inject.istio.io/templates"
 	networkLabel        = "topology.istio.io/network"
 	revisionAnnotation  = "istio.io/rev"
+
+	proxyConfigAnnotation = "proxy.istio.io/config"
 )
 
 // ignoredNamespaces hold what a cluster needs to heal itself; they are never injected, whatever their labels say.
@@ -53,10 +55,10 @@ func Skip(pod *corev1.Pod, p *Params) string {
 	if matchesAny(p.never, pod.Labels) {
 		return "neverInjectSelector matches"
 	}
-	if matchesAny(p.always, pod.Labels) || p.config.Policy != "disabled" {
+	if matchesAny(p.always, pod.Labels) || p.config.Policy == "enabled" || p.config.Policy == "" {
 		return ""
 	}
-	return "injection policy is disabled and the pod does not ask for it"
+	return "injection policy is " + p.config.Policy + " and the pod does not ask for it"
 }
 
 // asked returns "true" or "false" as the pod's label, else its annotation, says; "" for anything else. These are the only two
@@ -80,17 +82,30 @@ func matchesAny(selectors []labels.Selector, l map[string]string) bool {
 	return slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(labels.Set(l)) })
 }
 
-// Patch returns the JSON patch that injects the proxy into pod, "[]" if it holds everything already. env are the overrides
-// that the webhook's path carries, nil for none. pod.Namespace must be set. An error is the user's: a bad annotation, an
-// unknown template. Pods injected before, by us or with the user's own istio-proxy container, keep what they have: what
-// stands in the pod is merged over the template.
-func Patch(pod *corev1.Pod, p *Params, env map[string]string) ([]byte, error) {
+// Request is what comes with a pod.
+type Request struct {
+	Env map[string]string // overrides that the webhook's path carries; nil for none
+}
+
+// Patch returns the JSON patch that injects the proxy into pod, "[]" if it holds everything already, and tells of what the pod
+// asks for in vain. pod.Namespace must be set. An error is the user's: a bad annotation, an unknown template. Pods injected
+// before, by us or with the user's own istio-proxy container, keep what they have: what stands in the pod is merged over the
+// template.
+func Patch(pod *corev1.Pod, p *Params, in Request) (patch []byte, warnings []string, err error) {
 	if err := checkAnnotations(pod); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	if err := p.checkValues(pod); err != nil {
+		return nil, nil, err
+	}
+	patch, err = p.patch(pod, in)
+	return patch, p.ignored(pod), err
+}
+
+func (p *Params) patch(pod *corev1.Pod, in Request) ([]byte, error) {
 	out := pod.DeepCopy()
 	own := takeOverrides(out)
-	data, err := p.data(out, env)
+	data, err := p.data(out, in.Env)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +127,7 @@ func Patch(pod *corev1.Pod, p *Params, env map[string]string) ([]byte, error) {
 	if err := own.apply(out); err != nil {
 		return nil, err
 	}
-	setMetadata(out, p, data, env)
+	setMetadata(out, p, data)
 	if err := rewriteProbes(out, p, data); err != nil {
 		return nil, err
 	}
@@ -299,7 +314,7 @@ func order(pod *corev1.Pod, hold bool) {
 	slices.SortStableFunc(pod.Spec.Containers, func(a, b corev1.Container) int { return rank(a, other) - rank(b, other) })
 }
 
-func setMetadata(pod *corev1.Pod, p *Params, d *templateData, env map[string]string) {
+func setMetadata(pod *corev1.Pod, p *Params, d *templateData) {
 	if pod.Labels == nil {
 		pod.Labels = map[string]string{}
 	}
@@ -307,12 +322,10 @@ func setMetadata(pod *corev1.Pod, p *Params, d *templateData, env map[string]str
 		pod.Annotations = map[string]string{}
 	}
 	defaults := map[string]string{
+		networkLabel:                          d.Network,
 		"security.istio.io/tlsMode":           "istio",
 		"service.istio.io/canonical-name":     canonical(pod.Labels, d.DeploymentMeta.Name, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app"),
 		"service.istio.io/canonical-revision": canonical(pod.Labels, "latest", "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"),
-	}
-	if n := env["ISTIO_META_NETWORK"]; n != "" {
-		defaults[networkLabel] = n
 	}
 	if d.ProxyConfig.GetProxyMetadata()["ISTIO_META_ENABLE_HBONE"] == "true" {
 		defaults["networking.istio.io/tunnel"] = "http"
@@ -378,7 +391,8 @@ func mergePrometheus(pod *corev1.Pod, p *Params, d *templateData) {
 			was[field] = a[key]
 		}
 	}
-	if c := find(pod, proxyName); c != nil && len(was) > 0 {
+	readable := was["port"] == "" || isPort(was["port"]) == nil // else ignored tells of it
+	if c := find(pod, proxyName); c != nil && len(was) > 0 && readable {
 		j, _ := json.Marshal(was) // a map of strings cannot fail
 		setEnv(c, "ISTIO_PROMETHEUS_ANNOTATIONS", string(j))
 	}

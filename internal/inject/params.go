@@ -45,7 +45,7 @@ type Params struct {
 
 // config is the key config of the injector's ConfigMap.
 type config struct {
-	Policy               string                 `json:"policy,omitempty"` // enabled, the default, or disabled
+	Policy               string                 `json:"policy,omitempty"` // enabled, the default, or disabled, as is any other word
 	DefaultTemplates     []string               `json:"defaultTemplates,omitempty"`
 	Aliases              map[string][]string    `json:"aliases,omitempty"`
 	AlwaysInjectSelector []metav1.LabelSelector `json:"alwaysInjectSelector,omitempty"`
@@ -81,9 +81,6 @@ func Parse(s Settings) (*Params, error) {
 		p.defaultConfig = overlay(p.defaultConfig, c)
 	}
 	fault("injector config", yaml.Unmarshal(s.Config, &p.config))
-	if c := p.config.Policy; c != "" && c != "enabled" && c != "disabled" {
-		fault("injector config", fmt.Errorf("policy %q is neither enabled nor disabled", c))
-	}
 	values, err := decodeMap(s.Values)
 	fault("injector values", err)
 	base, err := decodeMap(defaultValues)
@@ -137,11 +134,11 @@ func (p *Params) builtinProxyConfig() map[string]any {
 func (p *Params) proxyConfig(annotation string) (*meshconfig.ProxyConfig, error) {
 	over, err := decodeMap([]byte(annotation))
 	if err != nil {
-		return nil, fmt.Errorf("annotation proxy.istio.io/config: %w", err)
+		return nil, fmt.Errorf("annotation %s: %w", proxyConfigAnnotation, err)
 	}
 	c := &meshconfig.ProxyConfig{}
 	if err := remarshal(overlay(p.defaultConfig, over), c); err != nil {
-		return nil, fmt.Errorf("annotation proxy.istio.io/config: %w", err)
+		return nil, fmt.Errorf("annotation %s: %w", proxyConfigAnnotation, err)
 	}
 	return c, nil
 }
@@ -181,6 +178,14 @@ func protoJSON(m proto.Message) (string, error) {
 func (p *Params) str(path ...string) string {
 	s, _ := lookup(p.values, path...).(string)
 	return s
+}
+
+// text is a value as templates print it, whatever YAML took it for.
+func (p *Params) text(path ...string) string {
+	if v := lookup(p.values, path...); v != nil {
+		return fmt.Sprint(v)
+	}
+	return ""
 }
 
 func (p *Params) bool(path ...string) bool {

@@ -104,43 +104,47 @@ func show(t *testing.T, pod *corev1.Pod, paths string) string {
 // Each case of testdata: pod.yaml with settings beside it, and of the patched pod the parts that file show names, or the
 // error. A second call changes nothing in any of them.
 func TestPatch(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal(err, files)
+	paths, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatal(err, paths)
 	}
-	for _, file := range files {
+	for _, file := range paths {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			a, err := txtar.ParseFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			in := map[string][]byte{}
+			files := map[string][]byte{}
 			for _, f := range a.Files {
-				in[f.Name] = f.Data
+				files[f.Name] = f.Data
 			}
 			pod := &corev1.Pod{}
-			if err := yaml.UnmarshalStrict(in["pod.yaml"], pod); err != nil {
+			if err := yaml.UnmarshalStrict(files["pod.yaml"], pod); err != nil {
 				t.Fatal(err)
 			}
-			s := Settings{MeshConfig: in["mesh.yaml"], Config: in["config.yaml"]}
-			if v, ok := in["values.yaml"]; ok {
+			s := Settings{MeshConfig: files["mesh.yaml"], Config: files["config.yaml"]}
+			if v, ok := files["values.yaml"]; ok {
 				if s.Values, err = yaml.YAMLToJSON(v); err != nil {
 					t.Fatal(err)
 				}
 			}
 			p := params(t, s)
 			got := ""
-			patch, err := Patch(pod, p, pathEnv(strings.TrimSpace(string(in["path"]))))
+			in := Request{Env: pathEnv(strings.TrimSpace(string(files["path"])))}
+			patch, warnings, err := Patch(pod, p, in)
 			if err != nil {
 				got = "error: " + err.Error() + "\n"
 			} else {
 				out := apply(t, pod, patch)
 				checkRestricted(t, out)
-				again, err := Patch(out, p, pathEnv(strings.TrimSpace(string(in["path"]))))
+				again, _, err := Patch(out, p, in)
 				if err != nil || string(again) != "[]" {
 					t.Errorf("second injection: %v, patch %s", err, again)
 				}
-				got = show(t, out, string(in["show"]))
+				for _, w := range warnings {
+					got += "warning: " + w + "\n"
+				}
+				got += show(t, out, string(files["show"]))
 			}
 			if *update {
 				a.Files[len(a.Files)-1].Data = []byte(got)
@@ -149,7 +153,7 @@ func TestPatch(t *testing.T) {
 				}
 				return
 			}
-			if d := cmp.Diff(string(in["want"]), got); d != "" {
+			if d := cmp.Diff(string(files["want"]), got); d != "" {
 				t.Errorf("-want +got\n%s", d)
 			}
 		})
@@ -222,6 +226,7 @@ func TestSkip(t *testing.T) {
 		{name: "kube-node-lease", ns: "kube-node-lease", label: "true"},
 		{name: "local-path-storage", ns: "local-path-storage", label: "true"},
 		{name: "policy disabled", settings: disabled, ns: "app"},
+		{name: "a policy in another spelling", settings: Settings{Config: []byte("policy: Enabled")}, ns: "app"},
 		{name: "policy disabled, asked for in another word", settings: disabled, ns: "app", label: "yes"},
 		{name: "policy disabled, asked for in another spelling", settings: disabled, ns: "app", annotation: "True"},
 		{name: "another word does not beat never", settings: disabled, ns: "app", label: "on", labels: map[string]string{"team": "a", "job": "batch"}},
@@ -284,7 +289,7 @@ func TestAnnotations(t *testing.T) {
 			pod := &corev1.Pod{}
 			pod.Name, pod.Namespace = "p", "app"
 			pod.Annotations = map[string]string{c.key: value}
-			if _, err := Patch(pod, params(t, Settings{}), nil); (err != nil) != bad {
+			if _, _, err := Patch(pod, params(t, Settings{}), Request{}); (err != nil) != bad {
 				t.Errorf("%s: %q: error %v", c.key, value, err)
 			} else if bad && !strings.Contains(err.Error(), c.key) {
 				t.Errorf("%s: error does not name the annotation: %v", c.key, err)
@@ -299,7 +304,7 @@ func TestProxyAsRoot(t *testing.T) {
 	pod := &corev1.Pod{}
 	pod.Name, pod.Namespace = "p", "app"
 	pod.Spec.Containers = []corev1.Container{{Name: "app", Image: "app"}, {Name: proxyName, Image: "auto", SecurityContext: &corev1.SecurityContext{RunAsUser: &root}}}
-	patch, err := Patch(pod, params(t, Settings{}), nil)
+	patch, _, err := Patch(pod, params(t, Settings{}), Request{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,8 +318,8 @@ func TestProxyAsRoot(t *testing.T) {
 }
 
 func TestParseNamesEveryFault(t *testing.T) {
-	_, err := Parse(Settings{MeshConfig: []byte("trustDomain: [1]"), Config: []byte("policy: Disabled\ntemplates: {x: '{{'}\nalwaysInjectSelector: [{matchExpressions: [{key: a, operator: Near}]}]"), Values: []byte("[")})
-	for _, part := range []string{"mesh config", "policy \"Disabled\"", "template x", "alwaysInjectSelector", "injector values"} {
+	_, err := Parse(Settings{MeshConfig: []byte("trustDomain: [1]"), Config: []byte("templates: {x: '{{'}\nalwaysInjectSelector: [{matchExpressions: [{key: a, operator: Near}]}]"), Values: []byte("[")})
+	for _, part := range []string{"mesh config", "template x", "alwaysInjectSelector", "injector values"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in %v", part, err)
 		}
@@ -327,7 +332,7 @@ func TestPatchTouchesOnlyItsOwn(t *testing.T) {
 	if err := yaml.Unmarshal([]byte("metadata: {name: p, namespace: app}\nspec: {containers: [{name: a, image: b}]}"), pod); err != nil {
 		t.Fatal(err)
 	}
-	patch, err := Patch(pod, params(t, Settings{}), nil)
+	patch, _, err := Patch(pod, params(t, Settings{}), Request{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +355,7 @@ func BenchmarkPatch(b *testing.B) {
 	pod.Name, pod.Namespace = "p", "app"
 	pod.Spec.Containers = []corev1.Container{{Name: "app", Image: "app", Ports: []corev1.ContainerPort{{ContainerPort: 8080}}}}
 	for b.Loop() {
-		if _, err := Patch(pod, p, nil); err != nil {
+		if _, _, err := Patch(pod, p, Request{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/node/redirect"
 )
 
 // templateData is what a template sees. The names up to CompliancePolicy are Istio's, so that users' templates work.
@@ -51,11 +52,12 @@ type templateData struct {
 	AppContainers  string // comma list
 	ProxyConfigEnv string // the effective ProxyConfig without its defaults, JSON
 	PathEnv        map[string]string
+	Resources      any // of our containers
 }
 
 // data gathers what templates see. pod holds the application only.
 func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, error) {
-	c, err := p.proxyConfig(pod.Annotations["proxy.istio.io/config"])
+	c, err := p.proxyConfig(pod.Annotations[proxyConfigAnnotation])
 	if err != nil {
 		return nil, err
 	}
@@ -68,8 +70,8 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 	}
 	c.InterceptionMode = meshconfig.ProxyConfig_InboundInterceptionMode(meshconfig.ProxyConfig_InboundInterceptionMode_value[mode])
 	if v, ok := pod.Annotations["status.sidecar.istio.io/port"]; ok {
-		n, _ := strconv.ParseInt(v, 10, 32) // checkAnnotations has seen it
-		c.StatusPort = int32(n)
+		n, _ := redirect.ParsePorts(v) // checkAnnotations has seen it
+		c.StatusPort = int32(n[0])
 	}
 	if v := pod.Annotations["sidecar.istio.io/discoveryAddress"]; v != "" {
 		c.DiscoveryAddress = v
@@ -77,17 +79,18 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 	d := &templateData{
 		TypeMeta: pod.TypeMeta, DeploymentMeta: workload(pod), ObjectMeta: pod.ObjectMeta, Spec: pod.Spec,
 		ProxyConfig: c, MeshConfig: p.mesh, Values: p.values, Revision: p.Revision,
-		ProxyImage: p.image("proxy", c.GetImage().GetImageType()), ProxyInitImage: p.image("proxy_init", ""),
+		ProxyImage: p.image("proxy", first(pod.Annotations["sidecar.istio.io/proxyImageType"], c.GetImage().GetImageType())), ProxyInitImage: p.image("proxy_init", ""),
 		ProxyUID: proxyID, ProxyGID: proxyID,
 		InboundTrafficPolicyMode: p.mesh.GetInboundTrafficPolicy().GetMode().String(),
 		CompliancePolicy:         p.str("pilot", "env", "COMPLIANCE_POLICY"),
 		NativeSidecars:           !strings.EqualFold(fmt.Sprint(lookup(p.values, "pilot", "env", "ENABLE_NATIVE_SIDECARS")), "false"),
 		Audience:                 p.Audience(), CAAddress: p.str("global", "caAddress"),
-		Cluster: first(env["ISTIO_META_CLUSTER_ID"], p.str("global", "multiCluster", "clusterName"), "Kubernetes"),
-		Network: first(pod.Labels[networkLabel], env["ISTIO_META_NETWORK"], p.str("global", "network")),
-		MeshID:  first(c.GetMeshId(), p.str("global", "meshID"), p.mesh.GetTrustDomain(), mesh.DefaultTrustDomain),
-		Hold:    c.GetHoldApplicationUntilProxyStarts().GetValue() || c.HoldApplicationUntilProxyStarts == nil && p.bool("global", "proxy", "holdApplicationUntilProxyStarts"),
-		PathEnv: maps.Clone(env),
+		Cluster:   first(env["ISTIO_META_CLUSTER_ID"], p.str("global", "multiCluster", "clusterName"), "Kubernetes"),
+		Network:   first(pod.Labels[networkLabel], env["ISTIO_META_NETWORK"], p.str("global", "network")),
+		MeshID:    first(c.GetMeshId(), p.str("global", "meshID"), p.mesh.GetTrustDomain(), mesh.DefaultTrustDomain),
+		Hold:      c.GetHoldApplicationUntilProxyStarts().GetValue() || c.HoldApplicationUntilProxyStarts == nil && p.bool("global", "proxy", "holdApplicationUntilProxyStarts"),
+		PathEnv:   maps.Clone(env),
+		Resources: p.resources(pod),
 	}
 	delete(d.PathEnv, "ISTIO_META_CLUSTER_ID")
 	delete(d.PathEnv, "ISTIO_META_NETWORK")
@@ -117,10 +120,29 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 	return d, err
 }
 
+// resources are the mesh's, or what the pod's annotations say of them: all of it, as in Istio.
+func (p *Params) resources(pod *corev1.Pod) any {
+	own := map[string]map[string]string{}
+	for key, to := range map[string][2]string{
+		"proxyCPU": {"requests", "cpu"}, "proxyMemory": {"requests", "memory"}, "proxyCPULimit": {"limits", "cpu"}, "proxyMemoryLimit": {"limits", "memory"},
+	} {
+		if v := pod.Annotations["sidecar.istio.io/"+key]; v != "" {
+			if own[to[0]] == nil {
+				own[to[0]] = map[string]string{}
+			}
+			own[to[0]][to[1]] = v
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return lookup(p.values, "global", "proxy", "resources")
+}
+
 // image is a full reference, or a name that global.hub and global.tag complete as in Istio.
 func (p *Params) image(key, variant string) string {
 	name := p.str("global", key, "image")
-	if name == "" || strings.ContainsAny(name, "/:@") {
+	if name == "" || isReference(name) {
 		return name
 	}
 	tag := fmt.Sprint(lookup(p.values, "global", "tag"))
@@ -129,6 +151,8 @@ func (p *Params) image(key, variant string) string {
 	}
 	return p.str("global", "hub") + "/" + name + ":" + tag
 }
+
+func isReference(image string) bool { return strings.ContainsAny(image, "/:@") }
 
 func first(s ...string) string {
 	for _, v := range s {

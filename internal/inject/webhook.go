@@ -149,8 +149,12 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 		return refuse("decode pod: " + err.Error())
 	}
 	pod.Namespace = req.Namespace
+	var warnings []string
+	if unread := Unread(&pod); unread != "" {
+		warnings = append(warnings, unread)
+	}
 	if reason := Skip(&pod, p); reason != "" {
-		return pass(reason)
+		return pass(reason, warnings...)
 	}
 	if outside, ok := h.outside(p, req.Namespace); ok {
 		return pass("outside the mesh", outside)
@@ -165,13 +169,13 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 			"check its labels against the mesh's discoverySelectors and that the operator runs; `heddle check` tells more",
 			req.Namespace, p.Mesh, p.Namespace, membershipWait))
 	}
-	patch, err := Patch(&pod, p, pathEnv(r.URL.Path))
+	patch, ignored, err := Patch(&pod, p, Request{Env: pathEnv(r.URL.Path)})
 	if err != nil {
 		return refuse(err.Error())
 	}
 	h.success.Inc()
 	jsonPatch := admissionv1.PatchTypeJSONPatch
-	return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &jsonPatch}
+	return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &jsonPatch, Warnings: append(warnings, ignored...)}
 }
 
 func (h *webhook) outside(p *Params, namespace string) (warning string, ok bool) {

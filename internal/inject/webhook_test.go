@@ -82,6 +82,8 @@ func TestInjectWebhook(t *testing.T) {
 		{name: "ignored namespace is not waited for", body: podReview("v1", "kube-system", ""), allowed: true},
 		{name: "another mesh's", body: podReview("v1", "other", ""), allowed: true, says: "does not belong to mesh mesh-1 but to mesh mesh-2"},
 		{name: "no mesh's", body: podReview("v1", "left", ""), allowed: true, says: "does not belong to mesh mesh-1"},
+		{name: "another word", body: podReview("v1", "app", `,"labels":{"sidecar.istio.io/inject":"no"}`), allowed: true, patched: true, says: `sidecar.istio.io/inject: "no" is neither true nor false`},
+		{name: "asked for in vain", body: podReview("v1", "app", `,"annotations":{"sidecar.istio.io/statsCompression":"gzip"}`), allowed: true, patched: true, says: "statsCompression has no effect"},
 		{name: "bad annotation", body: podReview("v1", "app", `,"annotations":{"sidecar.istio.io/proxyCPU":"x"}`), says: "proxyCPU"},
 		{name: "not a pod", body: strings.Replace(podReview("v1", "app", ""), `"spec":{`, `"spec":7,"x":{`, 1), says: "decode pod"},
 		{name: "an update", body: strings.Replace(podReview("v1", "app", ""), "CREATE", "UPDATE", 1), allowed: true},
@@ -101,9 +103,9 @@ func TestInjectWebhook(t *testing.T) {
 		})
 	}
 	want := "# HELP sidecar_injection_failure_total Pods that were refused.\n# TYPE sidecar_injection_failure_total counter\nsidecar_injection_failure_total 2\n" +
-		"# HELP sidecar_injection_requests_total Pods that the API server sent for injection.\n# TYPE sidecar_injection_requests_total counter\nsidecar_injection_requests_total 9\n" +
+		"# HELP sidecar_injection_requests_total Pods that the API server sent for injection.\n# TYPE sidecar_injection_requests_total counter\nsidecar_injection_requests_total 11\n" +
 		"# HELP sidecar_injection_skip_total Pods that were let pass as they are.\n# TYPE sidecar_injection_skip_total counter\nsidecar_injection_skip_total 5\n" +
-		"# HELP sidecar_injection_success_total Pods that were injected.\n# TYPE sidecar_injection_success_total counter\nsidecar_injection_success_total 2\n"
+		"# HELP sidecar_injection_success_total Pods that were injected.\n# TYPE sidecar_injection_success_total counter\nsidecar_injection_success_total 4\n"
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
 		t.Error(err)
 	}

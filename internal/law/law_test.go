@@ -30,8 +30,9 @@ var mayImport = map[string]string{
 	"internal/identity":        "internal/mesh",
 	"internal/kube":            "internal/mesh internal/graph api internal/identity", // whose TokenChecker it implements
 	"internal/fleet":           "internal/mesh internal/kube internal/identity",
-	"internal/inject":          "internal/mesh api",
-	"internal/node":            "internal/mesh internal/xds internal/identity api",
+	"internal/inject":          "internal/mesh api internal/node/redirect", // which says what istio-init can read
+	"internal/node/redirect":   "",
+	"internal/node":            "internal/node/redirect internal/mesh internal/xds internal/identity api",
 	"internal/agent":           "internal/xds internal/identity",
 	"internal/control":         "api internal/mesh internal/obs internal/graph internal/ingest internal/resolve internal/render internal/xds internal/identity internal/kube internal/fleet internal/inject",
 	"internal/operator":        "internal/mesh api internal/kube",

@@ -1,18 +1,14 @@
-// Package node is the data plane's hold on a pod's network: what is redirected to the proxy, and what passes it by.
-package node
+// Package redirect says which of a pod's connections go through its proxy, and which pass it by: what istio-init is told, read in
+// one way by who tells it and by who does it.
+package redirect
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/vishvananda/netlink"
 )
 
 // Redirection says which of a pod's TCP connections go through its proxy.
@@ -138,36 +134,6 @@ func ports(list []uint16) string {
 	return strings.Join(s, ", ")
 }
 
-// Apply installs the redirection in the network namespace that it runs in, in one transaction. It needs NET_ADMIN.
-func (r Redirection) Apply(ctx context.Context, nft string) error {
-	if r.IPv6 {
-		// The source by which the application sees the inbound proxy. Of 127.0.0.6 the kernel owns the whole /8.
-		if err := addLoopback("::6/128"); err != nil {
-			return fmt.Errorf("give lo the address ::6: %w", err)
-		}
-	}
-	cmd := exec.CommandContext(ctx, nft, "-f", "-")
-	cmd.Stdin = strings.NewReader(r.Rules())
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("redirect by %s (it needs NET_ADMIN and nf_tables in the kernel): %w\n%s", nft, err, out.Bytes())
-	}
-	return nil
-}
-
-func addLoopback(cidr string) error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	addr, err := netlink.ParseAddr(cidr)
-	if err != nil {
-		return err
-	}
-	return netlink.AddrReplace(lo, addr)
-}
-
 // Fields are the values of istio-iptables' flags, as text.
 type Fields struct {
 	OutboundPort, InboundPort, ProxyID, Mode string
@@ -184,45 +150,35 @@ const nameRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 // Parse reads the fields, and names every fault at once.
 func Parse(f Fields) (Redirection, error) {
 	var faults []error
-	list := func(name, s string) []uint16 {
-		var out []uint16
-		for _, v := range split(s) {
-			p, err := strconv.ParseUint(v, 10, 16)
-			if err != nil {
-				faults = append(faults, fmt.Errorf("%s: %q is not a port", name, v))
-			}
-			out = append(out, uint16(p))
+	fault := func(flag string, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", flag, err))
 		}
-		return out
 	}
-	one := func(name, s string) uint16 {
-		if l := list(name, s); len(l) == 1 && l[0] > 0 {
-			return l[0]
-		}
-		faults = append(faults, fmt.Errorf("%s: %q is not one port", name, s))
-		return 0
+	list := func(flag, s string) []uint16 {
+		l, err := ParsePorts(s)
+		fault(flag, err)
+		return l
 	}
-	cidrs := func(name, s string) []netip.Prefix {
-		var out []netip.Prefix
-		for _, v := range split(s) {
-			p, err := netip.ParsePrefix(v)
-			if a, aerr := netip.ParseAddr(v); aerr == nil {
-				p, err = netip.PrefixFrom(a, a.BitLen()), nil
-			}
-			if err != nil {
-				faults = append(faults, fmt.Errorf("%s: %q is not an address range", name, v))
-			}
-			out = append(out, p.Masked())
+	one := func(flag, s string) uint16 {
+		l, err := ParsePorts(s)
+		if err == nil && (len(l) != 1 || l[0] == 0) {
+			err = fmt.Errorf("%q is not one port", s)
 		}
-		return out
+		fault(flag, err)
+		if err != nil {
+			return 0
+		}
+		return l[0]
 	}
-	names := func(name, s string) []string {
-		l := split(s)
-		for _, v := range l {
-			if len(v) > 15 || strings.Trim(v, nameRunes) != "" {
-				faults = append(faults, fmt.Errorf("%s: %q is not the name of an interface", name, v))
-			}
-		}
+	cidrs := func(flag, s string) []netip.Prefix {
+		l, err := ParseRanges(s)
+		fault(flag, err)
+		return l
+	}
+	names := func(flag, s string) []string {
+		l, err := ParseInterfaces(s)
+		fault(flag, err)
 		return l
 	}
 	r := Redirection{
@@ -254,6 +210,50 @@ func Parse(f Fields) (Redirection, error) {
 	return r, nil
 }
 
-func split(s string) []string {
-	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+// ParsePorts reads a list of ports, which may be empty.
+func ParsePorts(s string) (ports []uint16, err error) {
+	for _, v := range split(s) {
+		p, err := strconv.ParseUint(v, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a port number (0 to 65535)", v)
+		}
+		ports = append(ports, uint16(p))
+	}
+	return ports, nil
+}
+
+// ParseRanges reads a list of address ranges and addresses, which may be empty.
+func ParseRanges(s string) (ranges []netip.Prefix, err error) {
+	for _, v := range split(s) {
+		p, err := netip.ParsePrefix(v)
+		if a, aerr := netip.ParseAddr(v); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q is not an address range such as 10.0.0.0/8", v)
+		}
+		ranges = append(ranges, p.Masked())
+	}
+	return ranges, nil
+}
+
+// ParseInterfaces reads a list of names of interfaces, which may be empty.
+func ParseInterfaces(s string) ([]string, error) {
+	names := split(s)
+	for _, v := range names {
+		if len(v) > 15 || strings.Trim(v, nameRunes) != "" {
+			return nil, fmt.Errorf("%q is not the name of a network interface", v)
+		}
+	}
+	return names, nil
+}
+
+// split returns the items of a comma list; empty ones, as one at the end, are none.
+func split(s string) (items []string) {
+	for v := range strings.SplitSeq(s, ",") {
+		if v = strings.TrimSpace(v); v != "" {
+			items = append(items, v)
+		}
+	}
+	return items
 }

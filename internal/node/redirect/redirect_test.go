@@ -1,4 +1,4 @@
-package node
+package redirect_test
 
 import (
 	"flag"
@@ -8,20 +8,22 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/heddle-mesh/heddle/internal/node/redirect"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
 // usual is what the injector asks for a pod without annotations.
-func usual() Fields {
-	return Fields{
+func usual() redirect.Fields {
+	return redirect.Fields{
 		OutboundPort: "15001", InboundPort: "15006", ProxyID: "1337", Mode: "REDIRECT",
 		IncludeCIDRs: "*", IncludeInbound: "*", ExcludeInbound: "15090,15021,15020",
 	}
 }
 
 // limited says something in every field.
-func limited() Fields {
+func limited() redirect.Fields {
 	f := usual()
 	f.IncludeCIDRs, f.ExcludeCIDRs = "10.96.0.0/12,fd00::/8", "10.96.0.10,169.254.0.0/16"
 	f.IncludeInbound, f.ExcludeInbound = "80,443", "22,"
@@ -30,9 +32,9 @@ func limited() Fields {
 	return f
 }
 
-func parse(t *testing.T, f Fields) Redirection {
+func parse(t *testing.T, f redirect.Fields) redirect.Redirection {
 	t.Helper()
-	r, err := Parse(f)
+	r, err := redirect.Parse(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +42,7 @@ func parse(t *testing.T, f Fields) Redirection {
 }
 
 func TestRules(t *testing.T) {
-	for name, f := range map[string]Fields{"usual": usual(), "limited": limited()} {
+	for name, f := range map[string]redirect.Fields{"usual": usual(), "limited": limited()} {
 		t.Run(name, func(t *testing.T) {
 			got := parse(t, f).Rules()
 			path := filepath.Join("testdata", name+".nft")
@@ -61,7 +63,7 @@ func TestRules(t *testing.T) {
 }
 
 func TestParseNamesEveryFault(t *testing.T) {
-	_, err := Parse(Fields{
+	_, err := redirect.Parse(redirect.Fields{
 		OutboundPort: "0", InboundPort: "1,2", ProxyID: "root", Mode: "TPROXY", IncludeCIDRs: "10.0.0.0/33", ExcludeCIDRs: "x",
 		IncludeInbound: "http", ExcludeInbound: "65536", IncludeOutbound: "-1", ExcludeOutbound: "a",
 		VirtualInterfaces: "eth0\" return; flush ruleset; #", ExcludeInterfaces: "a-name-that-is-too-long",
@@ -77,7 +79,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("10.0.0.0/8", "80", "eth0")
 	f.Add("*", "*", "a\nb")
 	f.Fuzz(func(t *testing.T, cidrs, ports, names string) {
-		r, err := Parse(Fields{
+		r, err := redirect.Parse(redirect.Fields{
 			OutboundPort: "15001", InboundPort: "15006", ProxyID: "1337", Mode: "REDIRECT",
 			IncludeCIDRs: cidrs, ExcludeCIDRs: cidrs, IncludeInbound: ports, ExcludeOutbound: ports, VirtualInterfaces: names,
 		})

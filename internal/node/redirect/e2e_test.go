@@ -1,6 +1,6 @@
 //go:build e2e
 
-package node
+package redirect_test
 
 import (
 	"errors"
@@ -15,6 +15,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/node"
+	"github.com/heddle-mesh/heddle/internal/node/redirect"
 )
 
 // inNamespace runs f on a thread of its own, in a fresh network namespace with one interface and a route to everywhere.
@@ -135,7 +138,7 @@ func TestRedirection(t *testing.T) {
 	const app, proxy = 0, 1337
 	for _, set := range []struct {
 		name   string
-		fields Fields
+		fields redirect.Fields
 		rows   []row
 	}{
 		{"usual", usual(), []row{
@@ -165,7 +168,7 @@ func TestRedirection(t *testing.T) {
 				r := parse(t, set.fields)
 				r.IPv6 = true
 				for range 2 { // the second time replaces the first
-					if err := r.Apply(t.Context(), "nft"); err != nil {
+					if err := node.Apply(t.Context(), r, "nft"); err != nil {
 						t.Error(err)
 						return
 					}

@@ -1,0 +1,176 @@
+package inject
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"istio.io/api/annotation"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// said gives an example for each annotation that has an effect, on the pod of plainPod in a mesh of plainSettings.
+var said = map[string]string{
+	"inject.istio.io/templates":                             "sidecar,other",
+	"istio.io/reroute-virtual-interfaces":                   "vnet0",
+	"prometheus.istio.io/merge-metrics":                     "false",
+	"proxy.istio.io/config":                                 "concurrency: 3",
+	"readiness.status.sidecar.istio.io/failureThreshold":    "7",
+	"readiness.status.sidecar.istio.io/initialDelaySeconds": "7",
+	"readiness.status.sidecar.istio.io/periodSeconds":       "7",
+	"sidecar.istio.io/agentLogLevel":                        "debug",
+	"sidecar.istio.io/bootstrapOverride":                    "my-bootstrap",
+	"sidecar.istio.io/capNetBindService":                    "true",
+	"sidecar.istio.io/componentLogLevel":                    "upstream:debug",
+	"sidecar.istio.io/discoveryAddress":                     "elsewhere.example:15012",
+	"sidecar.istio.io/inject":                               "false",
+	"sidecar.istio.io/interceptionMode":                     "NONE",
+	"sidecar.istio.io/logLevel":                             "debug",
+	"sidecar.istio.io/nativeSidecar":                        "false",
+	"sidecar.istio.io/proxyCPU":                             "7m",
+	"sidecar.istio.io/proxyCPULimit":                        "7m",
+	"sidecar.istio.io/proxyImage":                           "registry.example/proxy:2",
+	"sidecar.istio.io/proxyImageType":                       "distroless",
+	"sidecar.istio.io/proxyMemory":                          "7Mi",
+	"sidecar.istio.io/proxyMemoryLimit":                     "7Mi",
+	"sidecar.istio.io/rewriteAppHTTPProbers":                "false",
+	"sidecar.istio.io/userVolume":                           `{"v":{"emptyDir":{}}}`,
+	"sidecar.istio.io/userVolumeMount":                      `{"v":{"mountPath":"/v"}}`,
+	"status.sidecar.istio.io/port":                          "15029",
+	"traffic.sidecar.istio.io/excludeInboundPorts":          "7",
+	"traffic.sidecar.istio.io/excludeInterfaces":            "eth7",
+	"traffic.sidecar.istio.io/excludeOutboundIPRanges":      "10.7.0.0/16",
+	"traffic.sidecar.istio.io/excludeOutboundPorts":         "7",
+	"traffic.sidecar.istio.io/includeInboundPorts":          "7",
+	"traffic.sidecar.istio.io/includeOutboundIPRanges":      "10.7.0.0/16",
+	"traffic.sidecar.istio.io/includeOutboundPorts":         "7",
+	"traffic.sidecar.istio.io/kubevirtInterfaces":           "vnet0",
+}
+
+func plainPod(t *testing.T, key, value string) *corev1.Pod {
+	t.Helper()
+	pod := &corev1.Pod{}
+	if err := yaml.Unmarshal([]byte(`{metadata: {name: p, namespace: app, annotations: {}}, spec: {containers: [{name: a, image: b, livenessProbe: {tcpSocket: {port: 80}}}]}}`), pod); err != nil {
+		t.Fatal(err)
+	}
+	if key != "" {
+		pod.Annotations[key] = value
+	}
+	return pod
+}
+
+// Of all annotations that Istio has for pods each has an effect that can be seen in the pod, is written by injection itself, or
+// is warned of. Annotations of other kinds are none of the injector's.
+func TestAnnotationsAreIstios(t *testing.T) {
+	p := params(t, Settings{
+		Config: []byte("templates: {other: '{metadata: {labels: {other: template}}}'}"),
+		Values: []byte(`{"global":{"hub":"registry.example","tag":"1","proxy":{"image":"proxyv2"}}}`),
+	})
+	// effect is the injected pod without the annotation itself.
+	effect := func(pod *corev1.Pod, key string) (string, []string) {
+		t.Helper()
+		if reason := Skip(pod, p); reason != "" {
+			return reason, nil
+		}
+		patch, warnings, err := Patch(pod, p, Request{})
+		if err != nil {
+			t.Fatalf("%s: %v", key, err)
+		}
+		out := apply(t, pod, patch)
+		delete(out.Annotations, key)
+		b, err := yaml.Marshal(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b), warnings
+	}
+	without, warnings := effect(plainPod(t, "", ""), "")
+	if len(warnings) > 0 {
+		t.Errorf("warned of nothing: %q", warnings)
+	}
+	written := []string{statusAnnotation, overridesAnnotation, revisionAnnotation}
+	for _, a := range annotation.AllResourceAnnotations() {
+		h, known := annotations[a.Name]
+		forPods := slices.Contains(a.Resources, annotation.Pod)
+		value, acted := said[a.Name]
+		switch {
+		case !forPods:
+			if known {
+				t.Errorf("%s is no annotation of pods", a.Name)
+			}
+		case !known:
+			t.Errorf("%s is new: have it done, or warned of with the reason", a.Name)
+		case h.ignoredAs != "":
+			with, warnings := effect(plainPod(t, a.Name, "x"), a.Name)
+			if want := fmt.Sprintf("heddle: annotation %s has no effect: %s", a.Name, h.ignoredAs); with != without || !slices.Equal(warnings, []string{want}) {
+				t.Errorf("%s has an effect, or is not warned of: %q", a.Name, warnings)
+			}
+		case acted:
+			if with, warnings := effect(plainPod(t, a.Name, value), a.Name); with == without || len(warnings) > 0 {
+				t.Errorf("%s: %s has no effect (warnings %q)", a.Name, value, warnings)
+			}
+		case !slices.Contains(written, a.Name):
+			t.Errorf("%s: want an example", a.Name)
+		}
+	}
+}
+
+// Each field of ProxyConfig is acted on or warned of, under both of its names, and so is one that does not exist.
+func TestProxyConfigFieldsAreKnownOrWarnedOf(t *testing.T) {
+	p := params(t, Settings{})
+	fields := (&meshconfig.ProxyConfig{}).ProtoReflect().Descriptor().Fields()
+	left := map[protoreflect.Name]bool{}
+	for _, f := range proxyConfigFields {
+		left[f] = true
+	}
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		delete(left, f.Name())
+		for _, name := range []string{f.JSONName(), f.TextName()} {
+			got := p.ignoredConfig(name + ": null")
+			if acted := slices.Contains(proxyConfigFields, f.Name()); acted != (len(got) == 0) || !acted && !strings.Contains(got[0], name) {
+				t.Errorf("%s: %q", name, got)
+			}
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("no fields: %v", slices.Collect(maps.Keys(left)))
+	}
+	for config, want := range map[string]string{
+		"concurency: 2": "concurency has no effect: there is no such field",
+		"proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'true', ISTIO_META_DNS_AUTO_ALLOCATE: 'false'}": "ISTIO_META_DNS_CAPTURE has no effect",
+		"proxyMetadata: {ISTIO_META_DNS_CAPTURE: 'false', OTHER: 'true'}":                        "",
+	} {
+		if got := strings.Join(p.ignoredConfig(config), "\n"); want == "" && got != "" || !strings.Contains(got, want) || strings.Contains(got, "\n") {
+			t.Errorf("%s: %q, want %q", config, got, want)
+		}
+	}
+}
+
+// What a pod may say of its redirection is refused in the mesh's values for the same reasons, but for a pod with its own.
+func TestValuesForIstioInit(t *testing.T) {
+	for _, c := range []struct{ key, annotation, good, bad string }{
+		{"includeIPRanges", "includeOutboundIPRanges", `"10.0.0.0/8,fd00::/8"`, `"10.0.0.0/33"`},
+		{"excludeIPRanges", "excludeOutboundIPRanges", `"10.0.0.1"`, `"*"`},
+		{"includeInboundPorts", "includeInboundPorts", `80`, `[80,443]`},
+		{"excludeInboundPorts", "excludeInboundPorts", `"80, 81,"`, `"80 81"`},
+		{"includeOutboundPorts", "includeOutboundPorts", `"5432"`, `"postgres"`},
+		{"excludeOutboundPorts", "excludeOutboundPorts", `""`, `65536`},
+	} {
+		for value, bad := range map[string]bool{c.good: false, c.bad: true} {
+			p := params(t, Settings{Values: []byte(`{"global":{"proxy":{"image":"p/p:1","` + c.key + `":` + value + `}}}`)})
+			_, _, err := Patch(plainPod(t, "", ""), p, Request{})
+			if (err != nil) != bad || bad && !strings.Contains(err.Error(), "values.global.proxy."+c.key+" of mesh ") {
+				t.Errorf("%s: %s: %v", c.key, value, err)
+			}
+			if _, _, err := Patch(plainPod(t, "traffic.sidecar.istio.io/"+c.annotation, ""), p, Request{}); err != nil {
+				t.Errorf("%s: %s is the pod's own: %v", c.key, value, err)
+			}
+		}
+	}
+}
