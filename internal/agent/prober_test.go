@@ -134,7 +134,7 @@ func TestProbes(t *testing.T) {
 	if err := json.Unmarshal([]byte(fmt.Sprintf(`{"httpGet":{"path":"/stop","port":%d}}`, port)), &stop); err != nil {
 		t.Fatal(err)
 	}
-	s.probers["/app-lifecycle/c/prestopz"] = stop
+	s.probers["/app-lifecycle/c.KE7/prestopz"] = stop
 	ask := func(path string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest("GET", path, nil)
 		r.Header.Set("User-Agent", "kube-probe/1.35")
@@ -143,7 +143,7 @@ func TestProbes(t *testing.T) {
 		return w
 	}
 	hook := make(chan *httptest.ResponseRecorder)
-	go func() { hook <- ask("/app-lifecycle/c/prestopz") }()
+	go func() { hook <- ask("/app-lifecycle/c.KE7/prestopz") }()
 	<-stopping
 	for i, row := range rows {
 		if w := ask(fmt.Sprintf("/app-health/c%d/livez", i)); w.Code != row.code {
@@ -159,5 +159,43 @@ func TestProbes(t *testing.T) {
 	}
 	if w := ask("/app-health/other/livez"); w.Code != 404 {
 		t.Errorf("probe of no container: %d", w.Code)
+	}
+}
+
+// Hooks act, and the port is open to everybody: who does not know the path in the pod's spec is refused, from wherever he calls.
+func TestHooksAreTheKubeletsAlone(t *testing.T) {
+	called := 0
+	app := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called++ }))
+	defer app.Close()
+	var p Prober
+	if err := json.Unmarshal([]byte(fmt.Sprintf(`{"httpGet":{"path":"/stop","port":%d}}`, app.Listener.Addr().(*net.TCPAddr).Port)), &p); err != nil {
+		t.Fatal(err)
+	}
+	s := &statusServer{pod: netip.MustParseAddr("127.0.0.1"), probers: map[string]Prober{
+		"/app-lifecycle/c.KE7/prestopz": p, "/app-lifecycle/d.3XA/poststartz": p, "/app-health/c/livez": p,
+	}}
+	for _, from := range []string{"127.0.0.1:1", "10.0.0.2:1"} {
+		for path, code := range map[string]int{
+			"/app-lifecycle/c.KE7/prestopz":   http.StatusOK,
+			"/app-lifecycle/d.3XA/poststartz": http.StatusOK,
+			"/app-lifecycle/c/prestopz":       http.StatusForbidden,
+			"/app-lifecycle/c./prestopz":      http.StatusForbidden,
+			"/app-lifecycle/c.KE8/prestopz":   http.StatusForbidden,
+			"/app-lifecycle/c.ke7/prestopz":   http.StatusForbidden,
+			"/app-lifecycle/c.KE7/poststartz": http.StatusForbidden,
+			"/app-lifecycle/d.KE7/poststartz": http.StatusForbidden,
+			"/app-lifecycle/":                 http.StatusForbidden,
+			"/app-health/c/livez":             http.StatusOK,
+			"/app-health/c.KE7/prestopz":      http.StatusNotFound,
+		} {
+			called = 0
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.RemoteAddr = from
+			w := httptest.NewRecorder()
+			s.handler().ServeHTTP(w, r)
+			if w.Code != code || (called == 1) != (code == http.StatusOK) || strings.Contains(w.Body.String(), "KE7") {
+				t.Errorf("%s from %s: %d %s, application called %d times", path, from, w.Code, w.Body, called)
+			}
+		}
 	}
 }

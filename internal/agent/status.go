@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,8 @@ type statusServer struct {
 	draining   atomic.Bool
 }
 
-// hooks is the path of life cycle hooks. They take their time: a preStop may wait until the application is drained.
+// hooks is the path of life cycle hooks. They act, and take their time: a preStop may wait until the application is drained. Where
+// the kubelet calls from differs from network to network; what it knows is the pod's spec, where each path has a token.
 const hooks = "/app-lifecycle/"
 
 func (s *statusServer) handler() http.Handler {
@@ -48,7 +50,7 @@ func (s *statusServer) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /quitquitquit", fromPod(func(http.ResponseWriter, *http.Request) { s.quit() }))
 	mux.HandleFunc("GET /app-health/", s.probe)
-	mux.HandleFunc("GET "+hooks, s.probe)
+	mux.HandleFunc("GET "+hooks, s.hook)
 	return mux
 }
 
@@ -135,18 +137,35 @@ func (s *statusServer) metrics(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// probe carries out a probe of the application. Anybody may call it, as with Istio: it tells no more than a status.
 func (s *statusServer) probe(w http.ResponseWriter, r *http.Request) {
 	p, ok := s.probers[r.URL.Path]
 	if !ok {
 		http.NotFound(w, r)
 		return
 	}
-	ctx := r.Context()
-	if !strings.HasPrefix(r.URL.Path, hooks) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, p.timeout())
-		defer cancel()
+	ctx, cancel := context.WithTimeout(r.Context(), p.timeout())
+	defer cancel()
+	s.answer(ctx, w, r, p)
+}
+
+// hook carries out a hook for who calls it by its exact path. Paths are compared in a time that does not tell how far a guess
+// is right, and what is wrong about one is not told either.
+func (s *statusServer) hook(w http.ResponseWriter, r *http.Request) {
+	var called *Prober
+	for path, p := range s.probers {
+		if strings.HasPrefix(path, hooks) && subtle.ConstantTimeCompare([]byte(path), []byte(r.URL.Path)) == 1 {
+			called = &p
+		}
 	}
+	if called == nil {
+		http.Error(w, "hooks are called by the kubelet, which knows their paths from the pod's spec", http.StatusForbidden)
+		return
+	}
+	s.answer(r.Context(), w, r, *called)
+}
+
+func (s *statusServer) answer(ctx context.Context, w http.ResponseWriter, r *http.Request, p Prober) {
 	code, err := p.probe(ctx, s.pod, r.UserAgent())
 	if err != nil {
 		http.Error(w, err.Error(), code)

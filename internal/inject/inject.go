@@ -84,7 +84,8 @@ func matchesAny(selectors []labels.Selector, l map[string]string) bool {
 
 // Request is what comes with a pod.
 type Request struct {
-	Env map[string]string // overrides that the webhook's path carries; nil for none
+	Env   map[string]string // overrides that the webhook's path carries; nil for none
+	Token string            // guards the pod's life cycle hooks: random, another for each pod, never logged
 }
 
 // Patch returns the JSON patch that injects the proxy into pod, "[]" if it holds everything already, and tells of what the pod
@@ -128,7 +129,7 @@ func (p *Params) patch(pod *corev1.Pod, in Request) ([]byte, error) {
 		return nil, err
 	}
 	setMetadata(out, p, data)
-	if err := rewriteProbes(out, p, data); err != nil {
+	if err := rewriteProbes(out, p, data, in.Token); err != nil {
 		return nil, err
 	}
 	mergePrometheus(out, p, data)

@@ -130,13 +130,14 @@ func TestPatch(t *testing.T) {
 			}
 			p := params(t, s)
 			got := ""
-			in := Request{Env: pathEnv(strings.TrimSpace(string(files["path"])))}
+			in := Request{Env: pathEnv(strings.TrimSpace(string(files["path"]))), Token: "first"}
 			patch, warnings, err := Patch(pod, p, in)
 			if err != nil {
 				got = "error: " + err.Error() + "\n"
 			} else {
 				out := apply(t, pod, patch)
 				checkRestricted(t, out)
+				in.Token = "second" // what has a token keeps it
 				again, _, err := Patch(out, p, in)
 				if err != nil || string(again) != "[]" {
 					t.Errorf("second injection: %v, patch %s", err, again)

@@ -22,7 +22,7 @@ type prober struct {
 
 // rewriteProbes sends the kubelet's probes to the agent, which repeats them inside the pod: the kubelet has no certificate
 // and fails under STRICT.
-func rewriteProbes(pod *corev1.Pod, p *Params, d *templateData) error {
+func rewriteProbes(pod *corev1.Pod, p *Params, d *templateData, token string) error {
 	on := p.bool("sidecarInjectorWebhook", "rewriteAppHTTPProbe")
 	if v, err := strconv.ParseBool(pod.Annotations["sidecar.istio.io/rewriteAppHTTPProbers"]); err == nil {
 		on = v
@@ -38,7 +38,7 @@ func rewriteProbes(pod *corev1.Pod, p *Params, d *templateData) error {
 			return fmt.Errorf("env %s of container %s: %w", probersEnv, proxyName, err)
 		}
 	}
-	r := rewriter{port: intstr.FromInt(status), probers: probers}
+	r := rewriter{port: intstr.FromInt(status), probers: probers, token: token}
 	lists := [][]corev1.Container{pod.Spec.Containers}
 	if native(pod) { // else the agent starts after the init containers
 		lists = append(lists, pod.Spec.InitContainers)
@@ -64,6 +64,7 @@ func rewriteProbes(pod *corev1.Pod, p *Params, d *templateData) error {
 type rewriter struct {
 	port    intstr.IntOrString // the agent's
 	probers map[string]prober  // by path
+	token   string             // in the paths of hooks
 	err     error              // the first
 }
 
@@ -82,12 +83,31 @@ func (r *rewriter) container(c *corev1.Container) {
 		return
 	}
 	for kind, h := range map[string]*corev1.LifecycleHandler{"prestopz": c.Lifecycle.PreStop, "poststartz": c.Lifecycle.PostStart} {
-		if h == nil {
-			continue
+		if h != nil {
+			r.hook(c, kind, h)
 		}
-		if to := r.move(c, "/app-lifecycle/"+c.Name+"/"+kind, prober{HTTPGet: h.HTTPGet, TCPSocket: h.TCPSocket}); to != nil {
-			h.HTTPGet, h.TCPSocket = to, nil
+	}
+}
+
+// hook moves a hook to a path that nobody can guess: the agent's port is open to all, and hooks act. The token stands within
+// the segment of the container's name, whose letters exclude the dot, so that Istio's own agent takes the path as well.
+func (r *rewriter) hook(c *corev1.Container, kind string, h *corev1.LifecycleHandler) {
+	const hooks = "/app-lifecycle/"
+	path := hooks + c.Name + "." + r.token + "/" + kind
+	if get := h.HTTPGet; get != nil && get.Port == r.port {
+		moved, ok := r.probers[get.Path]
+		bare := hooks + c.Name + "/" + kind
+		if ok && get.Path == bare { // by an injector that gave none
+			delete(r.probers, bare)
+			r.probers[path] = moved
+			h.HTTPGet = &corev1.HTTPGetAction{Path: path, Port: r.port, Scheme: corev1.URISchemeHTTP}
 		}
+		if ok {
+			return
+		}
+	}
+	if to := r.move(c, path, prober{HTTPGet: h.HTTPGet, TCPSocket: h.TCPSocket}); to != nil {
+		h.HTTPGet, h.TCPSocket = to, nil
 	}
 }
 

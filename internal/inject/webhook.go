@@ -2,6 +2,7 @@ package inject
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -169,7 +170,7 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 			"check its labels against the mesh's discoverySelectors and that the operator runs; `heddle check` tells more",
 			req.Namespace, p.Mesh, p.Namespace, membershipWait))
 	}
-	patch, ignored, err := Patch(&pod, p, Request{Env: pathEnv(r.URL.Path)})
+	patch, ignored, err := Patch(&pod, p, Request{Env: pathEnv(r.URL.Path), Token: rand.Text()})
 	if err != nil {
 		return refuse(err.Error())
 	}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -108,6 +111,39 @@ func TestInjectWebhook(t *testing.T) {
 		"# HELP sidecar_injection_success_total Pods that were injected.\n# TYPE sidecar_injection_success_total counter\nsidecar_injection_success_total 4\n"
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
 		t.Error(err)
+	}
+}
+
+// Two pods of one template do not know each other's hooks, and nothing but the pod's spec has the token.
+func TestHooksHaveTokens(t *testing.T) {
+	p := params(t, Settings{})
+	reg := prometheus.NewRegistry()
+	var logged bytes.Buffer
+	h := Handler(Options{
+		Registerer: reg, Params: func() *Params { return p }, Members: members{joined: map[string]chan struct{}{"app": closed()}},
+		Log: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	body := strings.Replace(podReview("v1", "app", ""), `"image":"b"`, `"image":"b","lifecycle":{"preStop":{"httpGet":{"path":"/bye","port":8080}}}`, 1)
+	hook := regexp.MustCompile(`/app-lifecycle/a\.([A-Z2-7]{26,})/prestopz`)
+	seen := map[string]bool{}
+	for range 2 {
+		r := response(t, post(t, h, "/inject", "application/json", body))
+		found := hook.FindAllSubmatch(r.Patch, -1)
+		if len(found) != 2 || !bytes.Equal(found[0][1], found[1][1]) { // in the hook, and in what the agent is told
+			t.Fatalf("hooks %q in %s", found, r.Patch)
+		}
+		token := string(found[0][1])
+		seen[token] = true
+		metrics, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(logged.String()+fmt.Sprint(metrics, r.Warnings, r.AuditAnnotations), token) {
+			t.Errorf("the token is in the log, in metrics or in the answer's words")
+		}
+	}
+	if len(seen) != 2 {
+		t.Errorf("tokens %v", seen)
 	}
 }
 
