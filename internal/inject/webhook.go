@@ -1,15 +1,16 @@
 package inject
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"mime"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -24,7 +25,10 @@ import (
 
 const (
 	membershipWait = 2 * time.Second // for a namespace that was labelled just now; the operator needs some 100 ms
-	maxReview      = 8 << 20         // an update carries the object twice, and the API server takes objects of up to 3 MiB
+	patience       = 2 * time.Second // for room to read a review, and again to decide on it; API servers give up after 10 s in all
+	maxMessage     = 16 << 10        // bytes of a refusal
+	maxWarnings    = 32              // API servers cut them at 4 KiB in all
+	bodyWait       = 2 * time.Second // for a review that has its room: an API server sends it in one go
 )
 
 // Members tells which namespaces are the mesh's. Both methods are safe for concurrent use.
@@ -49,6 +53,7 @@ type webhook struct {
 	Options
 	requests, success, failure, skip prometheus.Counter
 	passed, failed                   *prometheus.CounterVec
+	bodies, memory                   *budget
 }
 
 // Handler serves /inject, /inject/<key>/<value>… and /validate. The caller brings TLS.
@@ -74,16 +79,18 @@ func Handler(o Options) http.Handler {
 		skip:     counter("sidecar_injection_skip_total", "Pods that were let pass as they are."),
 		passed:   vector("galley_validation_passed", "Istio objects that were accepted.", "group", "version", "resource"),
 		failed:   vector("galley_validation_failed", "Istio objects that were refused.", "group", "version", "resource", "reason"),
+		bodies:   newBudget(maxBodies),
+		memory:   newBudget(maxMemory),
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("/inject", review(h.inject))
-	mux.HandleFunc("/inject/", review(h.inject))
-	mux.HandleFunc("/validate", review(h.validate))
+	mux.HandleFunc("/inject", h.review(h.inject))
+	mux.HandleFunc("/inject/", h.review(h.inject))
+	mux.HandleFunc("/validate", h.review(h.validate))
 	return mux
 }
 
 // review turns a decision into an HTTP handler for AdmissionReview v1, and v1beta1, which has the same shape.
-func review(decide func(*http.Request, *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse) http.HandlerFunc {
+func (h *webhook) review(decide func(*http.Request, *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			http.Error(w, "POST an AdmissionReview", http.StatusMethodNotAllowed)
@@ -93,7 +100,22 @@ func review(decide func(*http.Request, *admissionv1.AdmissionRequest) *admission
 			http.Error(w, "Content-Type must be application/json", http.StatusUnsupportedMediaType)
 			return
 		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReview))
+		if r.ContentLength > maxReview {
+			http.Error(w, fmt.Sprintf("the AdmissionReview is longer than %d bytes", maxReview), http.StatusRequestEntityTooLarge)
+			return
+		}
+		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // all whom we cannot tell apart share what one peer has
+		size := r.ContentLength
+		if size < 0 {
+			size = maxReview
+		}
+		release, err := h.bodies.acquire(r.Context(), peer.Addr(), size)
+		if err != nil {
+			http.Error(w, "too many reviews at once; try again", http.StatusServiceUnavailable)
+			return
+		}
+		defer release()
+		body, err := read(w, r)
 		if err != nil {
 			code := http.StatusBadRequest
 			if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
@@ -102,6 +124,18 @@ func review(decide func(*http.Request, *admissionv1.AdmissionRequest) *admission
 			http.Error(w, "read AdmissionReview: "+err.Error(), code)
 			return
 		}
+		need := memoryOf(body)
+		if need > h.memory.peer {
+			http.Error(w, fmt.Sprintf("the object has too many values: to check it takes more than the %d MiB that there are", h.memory.peer>>20), http.StatusRequestEntityTooLarge)
+			return
+		}
+		// Who holds room to decide waits for no room to read.
+		release, err = h.memory.acquire(r.Context(), peer.Addr(), need)
+		if err != nil {
+			http.Error(w, "too many reviews at once; try again", http.StatusServiceUnavailable)
+			return
+		}
+		defer release()
 		var in admissionv1.AdmissionReview
 		if err := json.Unmarshal(body, &in); err != nil || in.Request == nil || in.Kind != "AdmissionReview" ||
 			(in.APIVersion != "admission.k8s.io/v1" && in.APIVersion != "admission.k8s.io/v1beta1") {
@@ -115,11 +149,33 @@ func review(decide func(*http.Request, *admissionv1.AdmissionRequest) *admission
 	}
 }
 
+func read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Now().Add(bodyWait)) // a writer without deadlines has the server's
+	body := bytes.NewBuffer(make([]byte, 0, max(r.ContentLength, 0)+bytes.MinRead))
+	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, maxReview))
+	if err == nil {
+		_ = c.SetReadDeadline(time.Time{}) // or the call would end with it
+	}
+	return body.Bytes(), err
+}
+
+// cut returns the first words of message: one that says something of each item of a list can be many times its object.
+func cut(message string) string {
+	if len(message) > maxMessage {
+		message = strings.ToValidUTF8(message[:maxMessage], "") + " … and more"
+	}
+	return message
+}
+
 func deny(message string) *admissionv1.AdmissionResponse {
-	return &admissionv1.AdmissionResponse{Result: &metav1.Status{Status: metav1.StatusFailure, Message: message, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden}}
+	return &admissionv1.AdmissionResponse{Result: &metav1.Status{Status: metav1.StatusFailure, Message: cut(message), Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden}}
 }
 
 func allow(warnings ...string) *admissionv1.AdmissionResponse {
+	if n := len(warnings) - maxWarnings; n > 0 {
+		warnings = append(slices.Clone(warnings[:maxWarnings]), fmt.Sprintf("heddle: and %d more warnings", n))
+	}
 	return &admissionv1.AdmissionResponse{Allowed: true, Warnings: warnings}
 }
 
@@ -130,7 +186,7 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 	log := h.Log.With(slog.String("namespace", req.Namespace))
 	refuse := func(message string) *admissionv1.AdmissionResponse {
 		h.failure.Inc()
-		log.LogAttrs(r.Context(), slog.LevelWarn, "pod refused", slog.String("err", message))
+		log.LogAttrs(r.Context(), slog.LevelWarn, "pod refused", slog.String("err", cut(message)))
 		return deny(message)
 	}
 	pass := func(reason string, warnings ...string) *admissionv1.AdmissionResponse {
@@ -176,9 +232,13 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 	}
 	h.success.Inc()
 	jsonPatch := admissionv1.PatchTypeJSONPatch
-	return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &jsonPatch, Warnings: append(warnings, ignored...)}
+	answer := allow(append(warnings, ignored...)...)
+	answer.Patch, answer.PatchType = patch, &jsonPatch
+	return answer
 }
 
+// outside names the owner for who creates the pod, and has no other way to learn of it. Whoever asks is answered: what he learns
+// is where a namespace went that has just left this mesh; of no other is the owner known here.
 func (h *webhook) outside(p *Params, namespace string) (warning string, ok bool) {
 	owner, outside := h.Members.Outside(namespace)
 	if !outside {
@@ -242,7 +302,7 @@ func (h *webhook) validate(r *http.Request, req *admissionv1.AdmissionRequest) *
 	warnings, err := Validate(req.Object.Raw, root)
 	if err != nil {
 		h.failed.WithLabelValues(append(labels, reasonOf(err))...).Inc()
-		h.Log.LogAttrs(r.Context(), slog.LevelInfo, "object refused", slog.String("ref", req.Kind.Kind+" "+req.Namespace+"/"+req.Name), slog.Any("err", err))
+		h.Log.LogAttrs(r.Context(), slog.LevelInfo, "object refused", slog.String("ref", req.Kind.Kind+" "+req.Namespace+"/"+req.Name), slog.String("err", cut(err.Error())))
 		return deny(err.Error())
 	}
 	h.passed.WithLabelValues(labels...).Inc()

@@ -1,0 +1,174 @@
+package inject
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// crowd counts who waits for a Membership at once; none comes.
+type crowd struct {
+	members
+	now, most atomic.Int64
+}
+
+func (c *crowd) Wait(ctx context.Context, namespace string) bool {
+	if namespace == "app" {
+		return true
+	}
+	n := c.now.Add(1)
+	defer c.now.Add(-1)
+	for m := c.most.Load(); n > m && !c.most.CompareAndSwap(m, n); m = c.most.Load() {
+	}
+	<-ctx.Done()
+	return false
+}
+
+func from(h http.Handler, peer, body string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, "/inject", strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.RemoteAddr = peer + ":1"
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// However many call at once, there are only so many bodies in memory, and one peer's calls leave room for the others'.
+func TestBodiesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, c := params(t, Settings{}), &crowd{}
+		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: c})
+		const room = maxBodies / 2 / minReview
+		const callers = 2 * room
+		codes := make(chan int, callers)
+		for range callers {
+			go func() { codes <- from(h, "10.0.0.9", podReview("v1", "new", "")).Code }()
+		}
+		synctest.Wait()
+		if n := c.now.Load(); n != room {
+			t.Errorf("%d of %d calls of one peer are under way", n, callers)
+		}
+		start := time.Now()
+		if r := response(t, from(h, "10.0.0.1", podReview("v1", "app", ""))); len(r.Patch) == 0 || time.Since(start) > 0 {
+			t.Errorf("another peer waits %v: %+v", time.Since(start), r)
+		}
+		count := map[int]int{}
+		for range callers {
+			count[<-codes]++
+		}
+		// The first half are refused by the injector after membershipWait, in a 200; then there is room for the other half, or the end of patience.
+		if count[http.StatusOK]+count[http.StatusServiceUnavailable] != callers || count[http.StatusOK] < room {
+			t.Errorf("answers %v", count)
+		}
+	})
+}
+
+// What a peer only says that it will send counts like what it sends: of unknown length, the most; too long, it is not even read.
+func TestBodiesCountBeforeTheyCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, c := params(t, Settings{}), &crowd{}
+		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: c})
+		call := func(length int64, body io.Reader) *httptest.ResponseRecorder {
+			r := httptest.NewRequest(http.MethodPost, "/inject", body)
+			r.Header.Set("Content-Type", "application/json")
+			r.ContentLength = length
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			return w
+		}
+		if w := call(maxReview+1, unreadable{}); w.Code != http.StatusRequestEntityTooLarge {
+			t.Errorf("too long by its own word: %d %s", w.Code, w.Body)
+		}
+		in, out := io.Pipe()
+		slow := make(chan int)
+		go func() { slow <- call(-1, in).Code }()
+		synctest.Wait()
+		start := time.Now()
+		if w := call(int64(minReview), strings.NewReader(podReview("v1", "app", ""))); w.Code != http.StatusServiceUnavailable || time.Since(start) != patience {
+			t.Errorf("beside a body of unknown length: %d after %v", w.Code, time.Since(start))
+		}
+		fmt.Fprint(out, podReview("v1", "app", ""))
+		_ = out.Close()
+		if code := <-slow; code != http.StatusOK {
+			t.Errorf("of unknown length: %d", code)
+		}
+		if w := call(int64(minReview), strings.NewReader(podReview("v1", "app", ""))); w.Code != http.StatusOK {
+			t.Errorf("after it: %d %s", w.Code, w.Body)
+		}
+	})
+}
+
+// A few bytes may stand for a large value: what an object takes in memory is bounded, and so is what is said of it.
+func TestManyValues(t *testing.T) {
+	p := params(t, Settings{})
+	var logged strings.Builder
+	h := Handler(Options{Log: slog.New(slog.NewTextHandler(&logged, nil)), Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: members{}})
+	rule := func(items int) string {
+		return `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","operation":"CREATE","kind":{"group":"networking.istio.io","version":"v1","kind":"DestinationRule"},` +
+			`"object":{"apiVersion":"networking.istio.io/v1","kind":"DestinationRule","metadata":{"name":"a","namespace":"n"},"spec":{"host":"a","subsets":[` + strings.Repeat(`{},`, items) + `{}]}}}}`
+	}
+	if w := post(t, h, "/validate", "application/json", rule(400_000)); w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "too many values") {
+		t.Errorf("%d %.200s", w.Code, w.Body)
+	}
+	r := response(t, post(t, h, "/validate", "application/json", rule(20_000)))
+	if r.Allowed || len(r.Result.Message) > maxMessage+20 || !strings.HasSuffix(r.Result.Message, " … and more") {
+		t.Errorf("allowed %v, says %d bytes", r.Allowed, len(r.Result.Message))
+	}
+	if logged.Len() == 0 || logged.Len() > 2*maxMessage {
+		t.Errorf("logs %d bytes", logged.Len())
+	}
+	if n := len(allow(make([]string, 100)...).Warnings); n != maxWarnings+1 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+type unreadable struct{}
+
+func (unreadable) Read([]byte) (int, error) { panic("read") }
+
+// A body that does not come gives its place back soon.
+func TestSlowBodyIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := params(t, Settings{})
+		server := &http.Server{
+			Handler: Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}}), ReadTimeout: time.Minute,
+		}
+		here, there := net.Pipe()
+		l := &oneConn{conns: make(chan net.Conn, 1)}
+		l.conns <- there
+		served := make(chan error)
+		go func() { served <- server.Serve(l) }()
+		fmt.Fprintf(here, "POST /inject HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+		start := time.Now()
+		resp, err := http.ReadResponse(bufio.NewReader(here), nil)
+		if err != nil || resp.StatusCode != http.StatusBadRequest || time.Since(start) != bodyWait {
+			t.Errorf("%+v, %v after %v", resp, err, time.Since(start))
+		}
+		_ = here.Close()
+		_ = server.Close()
+		<-served
+	})
+}
+
+type oneConn struct{ conns chan net.Conn }
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if c, ok := <-l.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (l *oneConn) Close() error   { close(l.conns); return nil }
+func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
