@@ -108,10 +108,10 @@ func checkAnnotations(pod *corev1.Pod) error {
 	return errors.Join(faults...)
 }
 
-// Unread tells of a wish for or against injection that is in no word that counts; "" if there is none.
-func Unread(pod *corev1.Pod) string {
+// unread tells of a wish for or against injection that is in no word that counts; "" if there is none.
+func unread(pod *corev1.Pod) string {
 	if v := wish(pod); v != "" && asked(pod) == "" {
-		return fmt.Sprintf("heddle: %s: %q is neither true nor false and counts as not said", injectLabel, v)
+		return fmt.Sprintf("heddle: %s: %.80q is neither true nor false and counts as not said", injectLabel, v)
 	}
 	return ""
 }
@@ -128,7 +128,7 @@ func (p *Params) ignored(pod *corev1.Pod) []string {
 		out = append(out, "heddle: annotation sidecar.istio.io/proxyImageType has no effect: the mesh names its image in full; use sidecar.istio.io/proxyImage")
 	}
 	if n := pod.Annotations[portAnnotation]; n != "" && isPort(n) != nil {
-		out = append(out, fmt.Sprintf("heddle: annotation %s: %q is not a port number: the application's metrics are not merged", portAnnotation, n))
+		out = append(out, fmt.Sprintf("heddle: annotation %s: %.80q is not a port number: the application's metrics are not merged", portAnnotation, n))
 	}
 	return append(out, p.ignoredConfig(pod.Annotations[proxyConfigAnnotation])...)
 }
@@ -141,7 +141,7 @@ func (p *Params) ignoredConfig(annotation string) []string {
 	}
 	var out []string
 	no := func(what, why string) {
-		out = append(out, fmt.Sprintf("heddle: annotation %s: %s has no effect: %s", proxyConfigAnnotation, what, why))
+		out = append(out, fmt.Sprintf("heddle: annotation %s: %.80s has no effect: %s", proxyConfigAnnotation, what, why))
 	}
 	fields := (&meshconfig.ProxyConfig{}).ProtoReflect().Descriptor().Fields()
 	for _, k := range slices.Sorted(maps.Keys(over)) {

@@ -13,8 +13,8 @@ const (
 	maxReview = 4 << 20  // bytes of a body: an update has the object twice, and etcd takes none of more than 1.5 MiB
 	minReview = 16 << 10 // what a review counts for at least, be it small
 	maxBodies = 8 << 20  // of all bodies that are read or decided at once
-	maxMemory = 32 << 20 // that deciding them takes
-	valueSize = 300      // what a JSON value of two letters becomes at most, an empty message in a list
+	maxMemory = 32 << 20 // that their objects take
+	valueSize = 300      // what a JSON value of two letters becomes: an empty message in a list
 )
 
 // budget bounds what the reviews under way take. Who calls the webhooks is not known, as API servers show no certificate, and a
@@ -27,7 +27,7 @@ type budget struct {
 	peers map[netip.Addr]*share
 }
 
-// memoryOf estimates, upwards, what it takes to decode body and to decide on it.
+// memoryOf estimates what body takes, decoded: its text several times, and a value after each comma.
 func memoryOf(body []byte) int64 {
 	return 3*int64(len(body)) + valueSize*int64(bytes.Count(body, []byte(",")))
 }

@@ -13,6 +13,8 @@ import (
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/internal/node/redirect"
 )
 
 var update = flag.Bool("update", false, "rewrite the wanted part of testdata")
@@ -137,6 +139,7 @@ func TestPatch(t *testing.T) {
 			} else {
 				out := apply(t, pod, patch)
 				checkRestricted(t, out)
+				checkInit(t, out)
 				in.Token = "second" // what has a token keeps it
 				again, _, err := Patch(out, p, in)
 				if err != nil || string(again) != "[]" {
@@ -158,6 +161,28 @@ func TestPatch(t *testing.T) {
 				t.Errorf("-want +got\n%s", d)
 			}
 		})
+	}
+}
+
+// checkInit has istio-init's arguments read as it reads them.
+func checkInit(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	c := find(pod, initName)
+	if c == nil {
+		return // interception mode NONE
+	}
+	flags := map[string]string{}
+	for i, arg := range c.Args {
+		if strings.HasPrefix(arg, "-") && !strings.HasPrefix(arg, "--") {
+			flags[arg] = c.Args[i+1]
+		}
+	}
+	if _, err := redirect.Parse(redirect.Fields{
+		OutboundPort: flags["-p"], InboundPort: flags["-z"], ProxyID: flags["-u"], Mode: flags["-m"], IncludeCIDRs: flags["-i"], ExcludeCIDRs: flags["-x"],
+		IncludeInbound: flags["-b"], ExcludeInbound: flags["-d"], IncludeOutbound: flags["-q"], ExcludeOutbound: flags["-o"],
+		VirtualInterfaces: flags["-k"], ExcludeInterfaces: flags["-c"],
+	}); err != nil {
+		t.Errorf("istio-init refuses %q: %v", c.Args, err)
 	}
 }
 
@@ -285,12 +310,18 @@ func TestAnnotations(t *testing.T) {
 		{"sidecar.istio.io/logLevel", "debug", "debug\n- --x"},
 		{"sidecar.istio.io/componentLogLevel", "misc:error,upstream:debug", "a #b"},
 		{"proxy.istio.io/config", "concurrency: 2", "concurrency: two"},
+		{"proxy.istio.io/config", "statusPort: 15029", "statusPort: 70000"},
+		{"proxy.istio.io/config", "statusPort: 0", "statusPort: -1"},
 	} {
 		for value, bad := range map[string]bool{c.good: false, c.bad: true} {
 			pod := &corev1.Pod{}
 			pod.Name, pod.Namespace = "p", "app"
 			pod.Annotations = map[string]string{c.key: value}
-			if _, _, err := Patch(pod, params(t, Settings{}), Request{}); (err != nil) != bad {
+			patch, _, err := Patch(pod, params(t, Settings{}), Request{})
+			if err == nil {
+				checkInit(t, apply(t, pod, patch))
+			}
+			if (err != nil) != bad {
 				t.Errorf("%s: %q: error %v", c.key, value, err)
 			} else if bad && !strings.Contains(err.Error(), c.key) {
 				t.Errorf("%s: error does not name the annotation: %v", c.key, err)

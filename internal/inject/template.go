@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"path"
 	"regexp"
 	"slices"
@@ -72,6 +73,9 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 	if v, ok := pod.Annotations["status.sidecar.istio.io/port"]; ok {
 		n, _ := redirect.ParsePorts(v) // checkAnnotations has seen it
 		c.StatusPort = int32(n[0])
+	}
+	if n := c.GetStatusPort(); n < 0 || n > math.MaxUint16 {
+		return nil, fmt.Errorf("statusPort of annotation %s, or of the mesh's defaultConfig: %d is not a port number (0 to 65535)", proxyConfigAnnotation, n)
 	}
 	if v := pod.Annotations["sidecar.istio.io/discoveryAddress"]; v != "" {
 		c.DiscoveryAddress = v

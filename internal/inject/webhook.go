@@ -207,8 +207,8 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 	}
 	pod.Namespace = req.Namespace
 	var warnings []string
-	if unread := Unread(&pod); unread != "" {
-		warnings = append(warnings, unread)
+	if w := unread(&pod); w != "" {
+		warnings = append(warnings, w)
 	}
 	if reason := Skip(&pod, p); reason != "" {
 		return pass(reason, warnings...)
