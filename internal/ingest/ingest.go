@@ -8,6 +8,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/heddle-mesh/heddle/internal/judge"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -18,6 +19,19 @@ func object(kind string, k mesh.ObjectKey, m *metav1.ObjectMeta) mesh.Object {
 		Ref:     mesh.Ref{Cluster: k.Cluster, Kind: kind, Namespace: k.Namespace, Name: k.Name},
 		Created: m.CreationTimestamp.Unix(),
 	}
+}
+
+func place(c mesh.Config, k mesh.ObjectKey) judge.Place {
+	return judge.Place{Namespace: k.Namespace, Root: c.RootNamespace}
+}
+
+// findings says of a stored object what admission would have said, which it may have passed by or come before.
+func findings(about mesh.Ref, v judge.Verdict) []mesh.Finding {
+	var out []mesh.Finding
+	for _, f := range v.Findings() {
+		out = append(out, mesh.Finding{About: about, Reason: f.Reason, Message: f.String()})
+	}
+	return out
 }
 
 // visibility reads exportTo: "*" is everybody, "." the object's own namespace, "~" nobody, anything else a namespace.

@@ -4,6 +4,7 @@ import (
 	"istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
+	"github.com/heddle-mesh/heddle/internal/judge"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -18,26 +19,16 @@ func PeerPolicy(c mesh.Config, k mesh.ObjectKey, a *securityv1.PeerAuthenticatio
 	if labels := a.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 {
 		p.Selector = labels
 	}
-	if p.Selector != nil && k.Namespace == c.RootNamespace {
-		return p, false, []mesh.Finding{{
-			About: p.Ref, Reason: "SelectorIgnored",
-			Message: "spec.selector has no effect in the root namespace, so the whole policy has none: move it to the namespace of the workloads",
-		}}
+	verdict := judge.PeerAuthentication(place(c, k), &a.Spec)
+	if !verdict.Has("spec.portLevelMtls", judge.ReasonPortLevelIgnored) {
+		for port, m := range a.Spec.GetPortLevelMtls() {
+			if p.Ports == nil {
+				p.Ports = map[uint32]mesh.PeerMode{}
+			}
+			p.Ports[port] = peerMode(m)
+		}
 	}
-	if len(a.Spec.GetPortLevelMtls()) == 0 {
-		return p, true, nil
-	}
-	if p.Selector == nil {
-		return p, true, []mesh.Finding{{
-			About: p.Ref, Reason: "PortLevelIgnored",
-			Message: "spec.portLevelMtls has no effect without spec.selector: say which workloads have these ports",
-		}}
-	}
-	p.Ports = map[uint32]mesh.PeerMode{}
-	for port, m := range a.Spec.GetPortLevelMtls() {
-		p.Ports[port] = peerMode(m)
-	}
-	return p, true, nil
+	return p, !verdict.Has("spec.selector", judge.ReasonSelectorIgnored), findings(p.Ref, verdict)
 }
 
 func peerMode(m *v1beta1.PeerAuthentication_MutualTLS) mesh.PeerMode {

@@ -1,5 +1,5 @@
-// Package inject decides whether a pod gets a sidecar and computes the patch that gives it one, and checks the Istio objects
-// that users write. Patch and Validate are pure; Handler is the webhook around them.
+// Package inject decides whether a pod gets a sidecar and computes the patch that gives it one. Patch is pure; Handler is the
+// webhook around it, and around judge, which knows what is wrong with Istio's objects.
 package inject
 
 import (

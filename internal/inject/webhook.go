@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/heddle-mesh/heddle/internal/judge"
 )
 
 const (
@@ -283,13 +285,14 @@ func pathEnv(path string) map[string]string {
 
 // resourceOf returns group, version and resource as the counters have them: whoever calls, there are only so many.
 func resourceOf(k metav1.GroupVersionKind) []string {
-	if !slices.Contains(strings.Fields(kinds[groupKind{k.Group, k.Kind}].versions), k.Version) {
+	if !judge.Serves(schema.GroupVersionKind(k)) {
 		return []string{"", "", "unknown"}
 	}
 	resource, _ := meta.UnsafeGuessKindToResource(schema.GroupVersionKind(k))
 	return []string{resource.Group, resource.Version, resource.Resource}
 }
 
+// validate answers for one object of Istio's API by what judge says of it.
 func (h *webhook) validate(r *http.Request, req *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
 	labels := resourceOf(req.Kind)
 	if req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
@@ -299,12 +302,22 @@ func (h *webhook) validate(r *http.Request, req *admissionv1.AdmissionRequest) *
 	if p := h.Params(); p != nil {
 		root = p.rootNamespace()
 	}
-	warnings, err := Validate(req.Object.Raw, root)
+	verdict, err := judge.Object(req.Object.Raw, root)
+	reason := "invalid_resource"
+	switch {
+	case errors.Is(err, judge.ErrUnknownKind):
+		reason = "unknown_type"
+	case verdict.Undecodable():
+		reason = "yaml_decode_error"
+	}
+	if err == nil {
+		err = verdict.Err()
+	}
 	if err != nil {
-		h.failed.WithLabelValues(append(labels, reasonOf(err))...).Inc()
+		h.failed.WithLabelValues(append(labels, reason)...).Inc()
 		h.Log.LogAttrs(r.Context(), slog.LevelInfo, "object refused", slog.String("ref", req.Kind.Kind+" "+req.Namespace+"/"+req.Name), slog.String("err", cut(err.Error())))
 		return deny(err.Error())
 	}
 	h.passed.WithLabelValues(labels...).Inc()
-	return allow(warnings...)
+	return allow(verdict.Warnings()...)
 }

@@ -21,8 +21,8 @@ const module = "github.com/heddle-mesh/heddle/"
 
 // mayImport names the rooms that each room may import, besides itself. A package belongs to the longest name that it starts with.
 var mayImport = map[string]string{
-	"api": "", "internal/mesh": "", "internal/obs": "", "internal/graph": "", "internal/xds": "",
-	"internal/ingest":          "internal/mesh api",
+	"api": "", "internal/mesh": "", "internal/obs": "", "internal/graph": "", "internal/xds": "", "internal/judge": "",
+	"internal/ingest":          "internal/mesh internal/judge api",
 	"internal/resolve":         "internal/mesh internal/graph",
 	"internal/render/envoy":    "internal/mesh internal/resolve",
 	"internal/render/patch":    "internal/mesh internal/resolve",
@@ -30,14 +30,14 @@ var mayImport = map[string]string{
 	"internal/identity":        "internal/mesh",
 	"internal/kube":            "internal/mesh internal/graph api internal/identity", // whose TokenChecker it implements
 	"internal/fleet":           "internal/mesh internal/kube internal/identity",
-	"internal/inject":          "internal/mesh api internal/node/redirect", // which says what istio-init can read
+	"internal/inject":          "internal/mesh internal/judge api internal/node/redirect", // which says what istio-init can read
 	"internal/node/redirect":   "",
 	"internal/node":            "internal/node/redirect internal/mesh internal/xds internal/identity api",
 	"internal/agent":           "internal/xds internal/identity",
 	"internal/control":         "api internal/mesh internal/obs internal/graph internal/ingest internal/resolve internal/render internal/xds internal/identity internal/kube internal/fleet internal/inject",
 	"internal/operator":        "internal/mesh api internal/kube",
 	"internal/console":         "internal/mesh",
-	"internal/cli":             "internal/kube internal/operator internal/xds internal/mesh api internal/ingest internal/resolve internal/render",
+	"internal/cli":             "internal/kube internal/operator internal/xds internal/mesh internal/judge api internal/ingest internal/resolve internal/render",
 	"internal/meshtest":        "api internal",
 	"internal/law":             "",
 	"cmd/heddle":               "internal/cli internal/control internal/operator internal/console internal/obs",

@@ -1,0 +1,91 @@
+package kube
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/ingest"
+	"github.com/heddle-mesh/heddle/internal/judge"
+	"github.com/heddle-mesh/heddle/internal/kube/kubetest"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+type ruleSink chan *networkingv1.DestinationRule
+
+func (s ruleSink) Set(_ mesh.ObjectKey, d *networkingv1.DestinationRule) { s <- d }
+func (s ruleSink) Delete(mesh.ObjectKey)                                 {}
+func (s ruleSink) Replace(rows []graph.Row[mesh.ObjectKey, *networkingv1.DestinationRule], _ func(mesh.ObjectKey) bool) {
+	for _, r := range rows {
+		s <- r.Val
+	}
+}
+
+// What admission lets in is read from a list and from a watch as it was written: an API server stores a duration of five
+// minutes as "5m", which is what users and documents write.
+func TestFollowReadsWhatAdmissionTakes(t *testing.T) {
+	const rule = `{"apiVersion":"networking.istio.io/v1","kind":"DestinationRule","metadata":{"name":"cart","namespace":"shop"},
+		"spec":{"host":"*-x.shop.svc.cluster.local","trafficPolicy":{"tls":{"mode":"DISABLE"},"outlierDetection":{"interval":"5m"},
+		"connectionPool":{"tcp":{"connectTimeout":"30ms","max_connections":7}}}}}`
+	stored := func(interval string) *unstructured.Unstructured {
+		u := &unstructured.Unstructured{}
+		if err := u.UnmarshalJSON([]byte(rule)); err != nil {
+			t.Fatal(err)
+		}
+		if err := unstructured.SetNestedField(u.Object, interval, "spec", "trafficPolicy", "outlierDetection", "interval"); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := judge.Object(raw, "istio-system"); err != nil || v.Err() != nil {
+			t.Fatalf("refused: %v %v", err, v.Err())
+		}
+		return u
+	}
+	for name, old := range map[string]bool{"a server that streams lists": false, "one that does not": true} {
+		t.Run(name, func(t *testing.T) {
+			server := kubetest.New(t)
+			server.Old = old
+			server.Put("destinationrules", stored("5m"))
+			sink := make(ruleSink, 1)
+			w := Follow(t.Context(), open(t, server), DestinationRules, "shop", sink)
+			defer w.Stop()
+			read := func(want time.Duration) {
+				t.Helper()
+				var d *networkingv1.DestinationRule
+				select {
+				case d = <-sink:
+				case <-time.After(wait):
+					t.Fatalf("waited %v for the rule", wait)
+				}
+				p := d.Spec.GetTrafficPolicy()
+				if got := p.GetOutlierDetection().GetInterval().AsDuration(); got != want {
+					t.Errorf("interval %v, want %v", got, want)
+				}
+				if tcp := p.GetConnectionPool().GetTcp(); tcp.GetConnectTimeout().AsDuration() != 30*time.Millisecond || tcp.GetMaxConnections() != 7 {
+					t.Errorf("connection pool %v", tcp)
+				}
+				r, ok, found := ingest.Rule(ingest.Config("one", "istio-system", &meshv1alpha1.MeshConfig{}), mesh.ObjectKey{Namespace: "shop", Name: "cart"}, d)
+				if !ok || r.Host != "*-x.shop.svc.cluster.local" || r.Traffic.TLS.Mode != mesh.TLSDisable {
+					t.Errorf("record %+v %v", r, ok)
+				}
+				for _, f := range found {
+					if f.Reason != judge.ReasonNotActedOn {
+						t.Errorf("finding %+v", f)
+					}
+				}
+			}
+			read(5 * time.Minute)
+			within(t, "the first list", w.Synced())
+			server.Put("destinationrules", stored("1m30s"))
+			read(90 * time.Second)
+		})
+	}
+}
