@@ -23,6 +23,7 @@ func Rule(c mesh.Config, k mesh.ObjectKey, d *networkingv1.DestinationRule) (mes
 	if verdict.Has("spec.host", judge.ReasonHostMissing) || verdict.Has("spec.workloadSelector", judge.ReasonWorkloadSelector) {
 		return r, false, findings(r.Ref, verdict)
 	}
+	r.HasPolicy = d.Spec.TrafficPolicy != nil
 	r.Traffic = traffic(d.Spec.TrafficPolicy, "spec.trafficPolicy", verdict)
 	for i, s := range d.Spec.Subsets {
 		at := fmt.Sprintf("spec.subsets[%d]", i)

@@ -52,7 +52,8 @@ type Rule struct {
 	Namespace string
 	Host      string // exact, or *.suffix
 	Export    Visibility
-	Traffic   Traffic
+	HasPolicy bool    // it has a policy, whatever that says: a newer rule for the host adds none
+	Traffic   Traffic // of the policy
 	Subsets   []Subset
 }
 

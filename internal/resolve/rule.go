@@ -79,8 +79,8 @@ func merge(older, newer mesh.Rule) mesh.Rule {
 	if older.Export.All && !newer.Export.All {
 		return older
 	}
-	if reflect.ValueOf(older.Traffic).IsZero() {
-		older.Traffic = newer.Traffic
+	if !older.HasPolicy {
+		older.HasPolicy, older.Traffic = newer.HasPolicy, newer.Traffic
 	}
 	subsets := slices.Clone(older.Subsets)
 	for _, s := range newer.Subsets {
