@@ -231,13 +231,14 @@ func decodeMap(text []byte) (map[string]any, error) {
 	return m, yaml.Unmarshal(text, &m)
 }
 
-// remarshal fills message from a map that was YAML; fields unknown to this version are left out.
-func remarshal(m map[string]any, into proto.Message) error {
+// remarshal fills a message of Istio's API, by that API's own decoder, from a map that was YAML: durations are Go's, and fields
+// unknown to this version are left out.
+func remarshal(m map[string]any, into json.Unmarshaler) error {
 	j, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(j, into)
+	return into.UnmarshalJSON(j)
 }
 
 func selectors(in []metav1.LabelSelector) (out []labels.Selector, err error) {
