@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
@@ -60,6 +61,7 @@ type snapshot struct {
 	memberships []heddlev1alpha1.Membership
 	namespaces  []corev1.Namespace
 	pods        []corev1.Pod
+	objects     []object
 }
 
 func snapshotOf(ctx context.Context, c cluster) (snapshot, error) {
@@ -81,7 +83,8 @@ func snapshotOf(ctx context.Context, c cluster) (snapshot, error) {
 			return snapshot{}, fmt.Errorf("list %s: %w", what, err)
 		}
 	}
-	return snapshot{istios.Items, revs.Items, tags.Items, members.Items, spaces.Items, pods.Items}, nil
+	objects, err := objectsOf(func(l client.ObjectList) error { return c.List(ctx, l) })
+	return snapshot{istios.Items, revs.Items, tags.Items, members.Items, spaces.Items, pods.Items, objects}, err
 }
 
 // check returns what is wrong, sorted by object.
@@ -123,6 +126,7 @@ func (s snapshot) check() []finding {
 		add("Istio", "SelectorsOverlap", "a namespace could match %s; whoever labels one so will be refused", pair)
 	}
 	s.checkWorkloads(owner, add)
+	s.checkObjects(owner, func(_, _, object, reason, message string) { add(object, reason, "%s", message) })
 	slices.SortStableFunc(found, func(a, b finding) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
 	})
