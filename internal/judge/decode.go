@@ -13,9 +13,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// maxDepth bounds how deep objects and lists may stand in each other: the API's decoder reads what is inside once for each level
-// around it, and Envoy's parser of messages ends there too.
-const maxDepth = 100
+// The API's decoder reads what is inside once for each level of objects and lists around it: three megabytes below ninety levels
+// cost five seconds.
+const (
+	maxDepth = 100      // where Envoy's parser of messages ends too
+	maxWork  = 32 << 20 // bytes times levels; an object of the 1.5 MB that can be stored may have 22 of them
+)
 
 // decode fills spec from raw, whose path is at, as a watch does: with the API's own decoder, which takes durations as Go
 // writes them. That one passes over what it does not know, so what is strange is looked for first. Raw is valid JSON, or
@@ -24,8 +27,8 @@ func decode(at string, raw json.RawMessage, spec proto.Message) (v Verdict) {
 	if len(raw) == 0 || isNull(raw) {
 		return v
 	}
-	if depth(raw) > maxDepth {
-		v.fault(at, ReasonUndecodable, "more than %d levels of objects and lists in each other", maxDepth)
+	if d := depth(raw); d > maxDepth || d*len(raw) > maxWork {
+		v.fault(at, ReasonUndecodable, "%d bytes with %d levels of objects and lists in each other are more than is read; levels: %d at most", len(raw), d, maxDepth)
 		return v
 	}
 	v.strict(at, raw, spec.ProtoReflect().Descriptor())

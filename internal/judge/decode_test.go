@@ -71,16 +71,25 @@ func TestDecodeStrict(t *testing.T) {
 
 // Free-form fields take anything, but not without end: each level costs the decoder a pass over what is inside.
 func TestDecodeDepth(t *testing.T) {
-	nested := func(n int) []byte {
+	nested := func(levels, bytes int) []byte {
 		const head, tail = `{"configPatches":[{"patch":{"value":`, `}}]}`
-		n -= strings.Count(head, "{") + strings.Count(head, "[")
-		return []byte(head + strings.Repeat(`{"a\"]":[`, n/2) + `"[{\\"` + strings.Repeat(`]}`, n/2) + tail)
+		levels -= strings.Count(head, "{") + strings.Count(head, "[")
+		s := head + strings.Repeat(`{"a\"]":[`, levels/2) + `"[{\\` + "%" + `"` + strings.Repeat(`]}`, levels/2) + tail
+		return []byte(strings.Replace(s, "%", strings.Repeat("x", bytes-len(s)+1), 1))
 	}
-	if v := decode("spec", nested(maxDepth), &networking.EnvoyFilter{}); v.Err() != nil {
-		t.Errorf("%d levels: %v", maxDepth, v.findings)
-	}
-	if v := decode("spec", nested(maxDepth+2), &networking.EnvoyFilter{}); !v.Has("spec", ReasonUndecodable) {
-		t.Errorf("%d levels: %v", maxDepth+2, v.findings)
+	for _, c := range []struct {
+		levels, bytes int
+		fault         bool
+	}{
+		{maxDepth, 10_000, false},
+		{maxDepth + 2, 10_000, true},
+		{20, 1_500_000, false},
+		{maxDepth, 1_500_000, true},
+	} {
+		raw := nested(c.levels, c.bytes)
+		if v := decode("spec", raw, &networking.EnvoyFilter{}); v.Has("spec", ReasonUndecodable) != c.fault || len(raw) != c.bytes {
+			t.Errorf("%d levels, %d bytes: %v", c.levels, len(raw), v.findings)
+		}
 	}
 }
 
