@@ -21,6 +21,15 @@ func object(kind string, k mesh.ObjectKey, m *metav1.ObjectMeta) mesh.Object {
 	}
 }
 
+// unreadable returns the finding about an object that no decoder of its kind reads; false: it has been read.
+func unreadable(about mesh.Ref, m *metav1.ObjectMeta) ([]mesh.Finding, bool) {
+	why, ok := m.Annotations[mesh.UnreadableAnnotation]
+	if !ok {
+		return nil, false
+	}
+	return []mesh.Finding{{About: about, Reason: judge.ReasonUndecodable, Message: "spec: cannot be read, so the object has no effect: " + why}}, true
+}
+
 func place(c mesh.Config, k mesh.ObjectKey) judge.Place {
 	return judge.Place{Namespace: k.Namespace, Root: c.RootNamespace}
 }

@@ -19,6 +19,9 @@ func PeerPolicy(c mesh.Config, k mesh.ObjectKey, a *securityv1.PeerAuthenticatio
 	if labels := a.Spec.GetSelector().GetMatchLabels(); len(labels) > 0 {
 		p.Selector = labels
 	}
+	if found, ok := unreadable(p.Ref, &a.ObjectMeta); ok {
+		return p, false, found
+	}
 	verdict := judge.PeerAuthentication(place(c, k), &a.Spec)
 	if !verdict.Has("spec.portLevelMtls", judge.ReasonPortLevelIgnored) {
 		for port, m := range a.Spec.GetPortLevelMtls() {

@@ -19,6 +19,9 @@ func Rule(c mesh.Config, k mesh.ObjectKey, d *networkingv1.DestinationRule) (mes
 		Host:      host(c, k.Namespace, d.Spec.Host),
 		Export:    visibility(d.Spec.ExportTo, c.RuleExportTo, k.Namespace),
 	}
+	if found, ok := unreadable(r.Ref, &d.ObjectMeta); ok {
+		return r, false, found
+	}
 	verdict := judge.DestinationRule(place(c, k), &d.Spec)
 	if verdict.Has("spec.host", judge.ReasonHostMissing) || verdict.Has("spec.workloadSelector", judge.ReasonWorkloadSelector) {
 		return r, false, findings(r.Ref, verdict)

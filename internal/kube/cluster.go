@@ -76,6 +76,8 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 			group.APIPath = "/api"
 		}
 		switch gv {
+		case networkingv1.SchemeGroupVersion, securityv1.SchemeGroupVersion:
+			group.NegotiatedSerializer = tolerant{codecs}
 		case corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion: // custom resources have no protobuf
 			group.ContentType = runtime.ContentTypeProtobuf
 			group.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON

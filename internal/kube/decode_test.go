@@ -2,9 +2,11 @@ package kube
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -86,6 +88,62 @@ func TestFollowReadsWhatAdmissionTakes(t *testing.T) {
 			within(t, "the first list", w.Synced())
 			server.Put("destinationrules", stored("1m30s"))
 			read(90 * time.Second)
+		})
+	}
+}
+
+// An object that its Go type cannot hold does not keep others from being read, in a list or as a change; it is found, has no
+// effect, and is itself again once it is mended.
+func TestFollowPassesByUnreadable(t *testing.T) {
+	rule := func(name string, connections int64) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": map[string]any{"name": name, "namespace": "shop", "labels": map[string]any{"a": "b"}},
+			"spec": map[string]any{"host": name, "trafficPolicy": map[string]any{"connectionPool": map[string]any{"tcp": map[string]any{"maxConnections": connections}}}},
+		}}
+	}
+	const tooMany = 1 << 40
+	for name, old := range map[string]bool{"a server that streams lists": false, "one that does not": true} {
+		t.Run(name, func(t *testing.T) {
+			server := kubetest.New(t)
+			server.Old = old
+			server.Put("destinationrules", rule("a", 1))
+			server.Put("destinationrules", rule("b", tooMany))
+			server.Put("destinationrules", rule("c", 1))
+			sink := make(ruleSink, 3)
+			w := Follow(t.Context(), open(t, server), DestinationRules, "shop", sink)
+			defer w.Stop()
+			within(t, "the first list", w.Synced())
+			next := func() (string, bool) {
+				t.Helper()
+				var d *networkingv1.DestinationRule
+				select {
+				case d = <-sink:
+				case <-time.After(wait):
+					t.Fatalf("waited %v for a rule", wait)
+				}
+				_, ok, found := ingest.Rule(ingest.Config("one", "istio-system", &meshv1alpha1.MeshConfig{}), mesh.ObjectKey{Namespace: "shop", Name: d.Name}, d)
+				undecodable := slices.ContainsFunc(found, func(f mesh.Finding) bool { return f.Reason == judge.ReasonUndecodable && f.About.Name == d.Name })
+				if d.Labels["a"] != "b" || undecodable == ok {
+					t.Errorf("%s, labels %v, acted on: %v, findings %v", d.Name, d.Labels, ok, found)
+				}
+				return d.Name, ok
+			}
+			listed := map[string]bool{} // in any order
+			for range 3 {
+				name, ok := next()
+				listed[name] = ok
+			}
+			if d := cmp.Diff(map[string]bool{"a": true, "b": false, "c": true}, listed); d != "" {
+				t.Errorf("acted on: wanted (-), got (+):\n%s", d)
+			}
+			server.Put("destinationrules", rule("c", tooMany))
+			if name, ok := next(); name != "c" || ok {
+				t.Errorf("%s is acted on: %v", name, ok)
+			}
+			server.Put("destinationrules", rule("b", 2))
+			if name, ok := next(); name != "b" || !ok {
+				t.Errorf("%s is acted on: %v", name, ok)
+			}
 		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // annotations that ingest reads, of any kind.
@@ -18,6 +19,7 @@ var annotations = []string{
 	"alpha.istio.io/canonical-serviceaccounts",
 	"alpha.istio.io/kubernetes-serviceaccounts",
 	"istio.io/rev",
+	mesh.UnreadableAnnotation,
 }
 
 // trimMeta keeps what ingest and the watches need of an object's metadata: names, UID, versions, labels, times.

@@ -50,6 +50,9 @@ type Finding struct {
 	Message string // one sentence that names object, field and what to do
 }
 
+// UnreadableAnnotation is on an object whose spec could not be read, and says why. The reader sets it, in what it hands on only.
+const UnreadableAnnotation = "heddle.dev/unreadable"
+
 // DefaultTrustDomain is that of a mesh whose configuration names none.
 const DefaultTrustDomain = "cluster.local"
 
