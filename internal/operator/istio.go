@@ -162,7 +162,7 @@ func supported(istio *sailv1.Istio, namespace string) error {
 		faults = append(faults, fmt.Errorf("spec.profile %s is not supported by this build; leave it out or use one of %s",
 			istio.Spec.Profile, strings.Join(profiles[1:], ", ")))
 	}
-	s, verr := parseValues(istio.Spec.Values)
+	s, verr := checkValues(istio.Spec.Values)
 	if !slices.Contains(profiles, s.Profile) {
 		faults = append(faults, fmt.Errorf("spec.values.profile %s is not supported by this build; leave it out or use one of %s",
 			s.Profile, strings.Join(profiles[1:], ", ")))

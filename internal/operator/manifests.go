@@ -29,6 +29,8 @@ const (
 
 	annotationOnce = "heddle.dev/read-once"
 
+	clusterEnv = "CLUSTER_ID" // the one variable of our own that users set too: it names the cluster
+
 	// The ClusterRoles that the operator may bind; see Bootstrap.
 	roleMember  = "heddle-mesh-member"
 	roleSystem  = "heddle-mesh-system"
@@ -112,7 +114,7 @@ func (p Plane) pullSecrets() []corev1.LocalObjectReference {
 
 // cluster is the name that proxies give as CLUSTER_ID.
 func (p Plane) cluster() string {
-	if v, ok := p.settings.Pilot.Env["CLUSTER_ID"]; ok {
+	if v, ok := p.settings.Pilot.Env[clusterEnv]; ok {
 		return fmt.Sprint(v)
 	}
 	if n := p.settings.Global.MultiCluster.ClusterName; n != "" {
@@ -130,7 +132,7 @@ func (p Plane) configMaps() ([]client.Object, error) {
 		"defaultConfig": map[string]any{"discoveryAddress": p.host() + ":15012"},
 	}, asMap(p.values["meshConfig"]))
 	meshConfig["rootNamespace"] = p.Namespace // the mesh's policies are where its control plane is, and nowhere else
-	if id, ok := asMap(p.values["global"])["meshID"].(string); ok && id != "" {
+	if id := p.settings.Global.MeshID; id != "" {
 		meshConfig["defaultConfig"] = overlay(map[string]any{"meshId": id}, asMap(meshConfig["defaultConfig"]))
 	}
 	global := overlay(map[string]any{
@@ -152,7 +154,7 @@ func (p Plane) configMaps() ([]client.Object, error) {
 		"pilot":                  map[string]any{"env": p.env()},
 		"sidecarInjectorWebhook": webhook,
 	}
-	config := map[string]any{"policy": "enabled", "defaultTemplates": []string{"sidecar"}}
+	config := map[string]any{"policy": cmp.Or(p.settings.Global.Proxy.AutoInject, "enabled"), "defaultTemplates": []string{"sidecar"}}
 	for _, k := range []string{"defaultTemplates", "templates", "aliases", "neverInjectSelector", "alwaysInjectSelector", "injectedAnnotations"} {
 		if v, ok := webhook[k]; ok {
 			config[k] = v
@@ -183,10 +185,10 @@ func (p Plane) configMaps() ([]client.Object, error) {
 	}, nil
 }
 
-// env is pilot.env with every scalar as text.
+// env is pilot.env with every scalar as text: what Heddle does not read, too, since the templates of a user may.
 func (p Plane) env() map[string]string {
 	out := map[string]string{}
-	for k, v := range p.settings.Pilot.Env {
+	for k, v := range asMap(asMap(p.values["pilot"])["env"]) {
 		if v != nil {
 			out[k] = fmt.Sprint(v)
 		}
@@ -249,21 +251,28 @@ func (p Plane) once() string {
 	return "trustDomain=" + cmp.Or(domain, mesh.DefaultTrustDomain) + " aud=" + cmp.Or(audience, mesh.Audience(p.Namespace, p.Mesh))
 }
 
+// ownEnv are the variables of the control plane that the operator sets: from fields of its pod, and fixed.
+func (p Plane) ownEnv() (fields []corev1.EnvVar, fixed map[string]string) {
+	field := func(name, path string) corev1.EnvVar {
+		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
+	}
+	return []corev1.EnvVar{
+		field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+	}, map[string]string{
+		"REVISION": p.Revision, "HEDDLE_MESH": string(p.Mesh), clusterEnv: p.cluster(), "ISTIO_VERSION": p.Version,
+	}
+}
+
 func (p Plane) container() corev1.Container {
 	port := func(name string, port int32) corev1.ContainerPort {
 		return corev1.ContainerPort{Name: name, ContainerPort: port, Protocol: corev1.ProtocolTCP}
 	}
-	field := func(name, path string) corev1.EnvVar {
-		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
-	}
-	fixed := map[string]string{
-		"REVISION": p.Revision, "HEDDLE_MESH": string(p.Mesh), "CLUSTER_ID": p.cluster(), "ISTIO_VERSION": p.Version,
-	}
-	env := []corev1.EnvVar{
-		field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-	}
+	env, fixed := p.ownEnv()
 	all := p.env()
 	maps.Copy(all, fixed)
+	for _, e := range env {
+		delete(all, e.Name) // a revision of before may have one
+	}
 	for _, k := range slices.Sorted(maps.Keys(all)) {
 		env = append(env, corev1.EnvVar{Name: k, Value: all[k]})
 	}
@@ -321,6 +330,18 @@ func (p Plane) replicas() *int32 {
 	return nil
 }
 
+// bounds are between which numbers of replicas an autoscaler moves.
+func (p Plane) bounds() (least, most int32) {
+	least, most = 1, 5
+	if n := p.settings.Pilot.AutoscaleMin; n != nil {
+		least = *n
+	}
+	if n := p.settings.Pilot.AutoscaleMax; n != nil {
+		most = *n
+	}
+	return least, most
+}
+
 func (p Plane) scaling() []client.Object {
 	var out []client.Object
 	pilot := p.settings.Pilot
@@ -329,13 +350,8 @@ func (p Plane) scaling() []client.Object {
 		least = *n
 	}
 	if p.autoscaled() {
-		most := int32(5)
-		if pilot.AutoscaleMin != nil {
-			least = *pilot.AutoscaleMin
-		}
-		if pilot.AutoscaleMax != nil {
-			most = *pilot.AutoscaleMax
-		}
+		var most int32
+		least, most = p.bounds()
 		metric := func(name corev1.ResourceName, percent int32) autoscalingv2.MetricSpec {
 			return autoscalingv2.MetricSpec{Type: autoscalingv2.ResourceMetricSourceType, Resource: &autoscalingv2.ResourceMetricSource{
 				Name: name, Target: autoscalingv2.MetricTarget{Type: autoscalingv2.UtilizationMetricType, AverageUtilization: &percent},

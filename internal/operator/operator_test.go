@@ -356,17 +356,28 @@ func TestResolveVersion(t *testing.T) {
 
 func TestUnusedValues(t *testing.T) {
 	for values, want := range map[string][]string{
-		`{"meshConfig":{"discoverySelectors":[{}],"extensionProviders":[],"defaultConfig":{"concurrency":2}},
-		"global":{"istioNamespace":"x","proxy":{"logLevel":"debug"},"tracer":{"zipkin":{"address":"a"}}},"pilot":{"env":{"X":true}},"gateways":{}}`: {
-			"gateways", "global.tracer.zipkin.address", "meshConfig.extensionProviders",
+		`{"meshConfig":{"discoverySelectors":[{"matchLabels":{"a":"b"}}],"extensionProviders":[],"defaultConfig":{"concurrency":2,"tracing":{"sampling":1}}},
+		"global":{"istioNamespace":"x","proxy":{"logLevel":"debug","privileged":true},"tracer":{"zipkin":{"address":"a"}}},
+		"pilot":{"env":{"X":true,"ENABLE_NATIVE_SIDECARS":false}},"gateways":{},"sidecarInjectorWebhook":{"reinvocationPolicy":"Never"}}`: {
+			"gateways", "global.proxy.privileged", "global.tracer.zipkin.address", "meshConfig.defaultConfig.tracing.sampling", "meshConfig.extensionProviders",
+			"pilot.env.X", "sidecarInjectorWebhook.reinvocationPolicy",
 		},
+		`{"global":{"network":null},"pilot":{"env":{"READ":1,"UNREAD":1}},"sidecarInjectorWebhook":{"templates":{"own":"{{ env \"READ\" \"\" }}"}}}`: {"pilot.env.UNREAD"},
+		`{"global":{"proxy":{"image":"proxyv2","lifecycle":{"preStop":{"sleep":{"seconds":1}}}},"multiCluster":{"clusterName":"a"}},"pilot":{"env":{"CLUSTER_ID":"b"}}}`: {
+			"global.multiCluster.clusterName (pilot.env.CLUSTER_ID decides: b)", "global.proxy.image (not a whole reference: the build's own is taken)",
+			"global.proxy.lifecycle (only with pilot.env.ENABLE_NATIVE_SIDECARS: false)",
+		},
+		`{"pilot":{"autoscaleEnabled":false,"autoscaleMax":2,"cpu":{"targetAverageUtilization":1}}}`: {
+			"pilot.autoscaleMax (without pilot.autoscaleEnabled or bounds for it)", "pilot.cpu.targetAverageUtilization (without pilot.autoscaleEnabled or bounds for it)",
+		},
+		`{"revision":"other","defaultRevision":"x"}`:               {"defaultRevision", "revision (a mesh's revision has its name: m)"},
 		`{"pilot":{"replicaCount":2}}`:                             {"pilot.replicaCount (without pilot.autoscaleEnabled: false)"},
 		`{"pilot":{"replicaCount":2,"autoscaleMin":2}}`:            {"pilot.replicaCount (without pilot.autoscaleEnabled: false)"},
 		`{"pilot":{"replicaCount":2,"autoscaleEnabled":false}}`:    nil,
 		`{"meshConfig":{"rootNamespace":"other"},"gateways":{}}`:   {"gateways", "meshConfig.rootNamespace (spec.namespace is the root namespace: sys)"},
 		`{"meshConfig":{"rootNamespace":"sys","trustDomain":"x"}}`: nil,
 	} {
-		got := unusedValues(&sailv1.Istio{Spec: sailv1.IstioSpec{Namespace: "sys", Values: &sailv1.Values{Raw: []byte(values)}}})
+		got := unusedValues(istioOf(values))
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%s: -want +got\n%s", values, d)
 		}

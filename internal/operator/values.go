@@ -8,19 +8,21 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// settings are the values that the operator itself acts on.
+// settings are the values that the operator itself acts on. They are read through the table chart: what is not acted on there
+// stays empty here.
 type settings struct {
 	Profile    string `json:"profile"`
+	Revision   string `json:"revision"`
 	MeshConfig struct {
 		DiscoverySelectors []metav1.LabelSelector `json:"discoverySelectors"`
 		RootNamespace      string                 `json:"rootNamespace"`
@@ -30,9 +32,18 @@ type settings struct {
 		ConfigValidation *bool             `json:"configValidation"`
 		ImagePullPolicy  corev1.PullPolicy `json:"imagePullPolicy"`
 		ImagePullSecrets []string          `json:"imagePullSecrets"`
-		MultiCluster     struct {
+		MeshID           string            `json:"meshID"`
+		Proxy            struct {
+			AutoInject string         `json:"autoInject"`
+			Image      string         `json:"image"`
+			Lifecycle  map[string]any `json:"lifecycle"`
+		} `json:"proxy"`
+		MultiCluster struct {
 			ClusterName string `json:"clusterName"`
 		} `json:"multiCluster"`
+		ProxyInit struct {
+			Image string `json:"image"`
+		} `json:"proxy_init"`
 		SDS struct {
 			Token struct {
 				Aud string `json:"aud"`
@@ -53,7 +64,8 @@ type settings struct {
 		Tolerations       []corev1.Toleration                            `json:"tolerations"`
 	} `json:"pilot"`
 	SidecarInjectorWebhook struct {
-		EnableNamespacesByDefault bool `json:"enableNamespacesByDefault"`
+		EnableNamespacesByDefault bool              `json:"enableNamespacesByDefault"`
+		Templates                 map[string]string `json:"templates"`
 	} `json:"sidecarInjectorWebhook"`
 	IstiodRemote struct {
 		InjectionPath string `json:"injectionPath"`
@@ -62,22 +74,6 @@ type settings struct {
 
 type utilization struct {
 	TargetAverageUtilization *int32 `json:"targetAverageUtilization"`
-}
-
-// acted are the values that some part of Heddle acts on; "*" stands for the rest of a path. What is not here is kept and
-// named in the condition ValuesUsed.
-var acted = []string{
-	"profile", "revision", "defaultRevision",
-	"meshConfig.discoverySelectors", "meshConfig.rootNamespace", "meshConfig.trustDomain", "meshConfig.trustDomainAliases",
-	"meshConfig.accessLogFile", "meshConfig.accessLogEncoding", "meshConfig.outboundTrafficPolicy.mode", "meshConfig.enableAutoMtls",
-	"meshConfig.protocolDetectionTimeout", "meshConfig.defaultServiceExportTo", "meshConfig.defaultDestinationRuleExportTo",
-	"meshConfig.defaultConfig.*",
-	"global.istioNamespace", "global.configValidation", "global.imagePullPolicy", "global.imagePullSecrets", "global.logAsJson",
-	"global.logging.level", "global.meshID", "global.multiCluster.clusterName", "global.network", "global.pilotCertProvider",
-	"global.proxy.*", "global.proxy_init.image", "global.sds.token.aud", "global.sts.servicePort",
-	"pilot.env.*", "pilot.replicaCount", "pilot.autoscaleEnabled", "pilot.autoscaleMin", "pilot.autoscaleMax", "pilot.autoscaleBehavior",
-	"pilot.cpu.targetAverageUtilization", "pilot.memory.targetAverageUtilization", "pilot.resources", "pilot.nodeSelector", "pilot.tolerations",
-	"sidecarInjectorWebhook.*", "istiodRemote.injectionPath",
 }
 
 // profiles of spec.profile and spec.values.profile that change nothing here. The others want parts that this build does not have.
@@ -122,29 +118,109 @@ func resolveValues(istio *sailv1.Istio) (*sailv1.Values, error) {
 	return &sailv1.Values{Raw: raw}, err
 }
 
-// parseValues reads the values that are acted on, and checks all of meshConfig.
+// parseValues reads the values that are acted on. Of what it does not know it minds only what could be a selector: a mesh
+// whose selectors cannot be read must not select everything. checkValues minds all of it.
 func parseValues(v *sailv1.Values) (settings, error) {
 	var s settings
 	t, err := tree(v)
 	if err != nil {
 		return s, err
 	}
-	if v != nil && len(v.Raw) > 0 {
-		if err := json.Unmarshal(v.Raw, &s); err != nil {
-			return s, fmt.Errorf("spec.values: %w", err)
+	faults := selectorFaults(t)
+	j, err := json.Marshal(chart().read(t))
+	if err == nil {
+		err = json.Unmarshal(j, &s)
+	}
+	if err != nil {
+		faults = append(faults, fmt.Errorf("spec.values: %w", err))
+	}
+	// What no single field shows: a meshConfig that nobody can read would stop the control plane.
+	if mc, ok := t["meshConfig"]; ok {
+		j, err := json.Marshal(mc)
+		if err == nil {
+			err = json.Unmarshal(j, &meshconfig.MeshConfig{}) // as Istio: durations are Go's
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("spec.values.meshConfig: %w", err))
 		}
 	}
-	// What pruning cannot know: a meshConfig that nobody can read would stop the control plane.
-	if mc, ok := t["meshConfig"]; ok {
-		raw, err := json.Marshal(mc)
-		if err != nil {
-			return s, fmt.Errorf("spec.values.meshConfig: %w", err)
-		}
-		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, &meshconfig.MeshConfig{}); err != nil {
-			return s, fmt.Errorf("spec.values.meshConfig: %w", err)
-		}
+	if err := errors.Join(faults...); err != nil {
+		return settings{}, err
 	}
 	return s, nil
+}
+
+// selectorFaults names what could be a discovery selector and cannot be read as one.
+func selectorFaults(values map[string]any) (out []error) {
+	const path, name = "spec.values.meshConfig", "discoverySelectors"
+	k := chart().keys["meshConfig"]
+	fields, _ := values["meshConfig"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if _, known := k.at(name); !known {
+			out = append(out, k.faults(path, map[string]any{name: fields[name]})...)
+		}
+	}
+	out = append(out, k.keys[name].faults(path+"."+name, fields[name])...)
+	list, _ := fields[name].([]any)
+	for i, item := range list {
+		if l := asMap(item); len(asMap(l["matchLabels"])) == 0 && !filled(l["matchExpressions"]) {
+			out = append(out, fmt.Errorf("%s.%s[%d] has no requirement and would select every namespace: give it matchLabels or matchExpressions, "+
+				"or leave %s out for a mesh of the whole cluster", path, name, i, name))
+		}
+	}
+	return out
+}
+
+func filled(v any) bool { l, _ := v.([]any); return len(l) > 0 }
+
+// checkValues is parseValues for what a user wants next: its error also names, each with its path, what no supported version
+// of Istio takes and what could not run.
+func checkValues(v *sailv1.Values) (settings, error) {
+	t, err := tree(v)
+	if err != nil {
+		return settings{}, err
+	}
+	faults := append(chart().faults("spec.values", t), envFaults(t)...)
+	s, err := parseValues(v)
+	if len(faults) == 0 { // else most of it is said already
+		faults = append(faults, err)
+	}
+	if err == nil {
+		faults = append(faults, s.scalingFault())
+	}
+	return s, errors.Join(faults...)
+}
+
+// envFaults names variables of pilot.env that a pod cannot have, or that would be there twice.
+func envFaults(values map[string]any) (out []error) {
+	env := asMap(asMap(values["pilot"])["env"])
+	fields, own := Plane{}.ownEnv()
+	for _, e := range fields {
+		own[e.Name] = ""
+	}
+	delete(own, clusterEnv)
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		if env[name] == nil {
+			continue
+		}
+		if errs := validation.IsEnvVarName(name); len(errs) > 0 {
+			out = append(out, fmt.Errorf("spec.values.pilot.env.%s cannot be a variable of a pod: %s", name, strings.Join(errs, ", ")))
+		}
+		if _, ours := own[name]; ours {
+			out = append(out, fmt.Errorf("spec.values.pilot.env.%s is set by the operator itself and can be there once only; leave it out", name))
+		}
+	}
+	return out
+}
+
+// scalingFault is why the API server would refuse the autoscaler.
+func (s settings) scalingFault() error {
+	if p := (Plane{settings: s}); p.autoscaled() {
+		if least, most := p.bounds(); least > most {
+			return fmt.Errorf("spec.values.pilot.autoscaleMin %d is more than autoscaleMax %d (5 unless you set it)", least, most)
+		}
+	}
+	return nil
 }
 
 // unusedValues names, sorted, the values that are set and have no effect: no part of Heddle acts on them, or another value
@@ -155,33 +231,40 @@ func unusedValues(istio *sailv1.Istio) []string {
 	if errors.Join(err, serr) != nil {
 		return nil // the caller has already reported it
 	}
-	var out []string
-	if s.Pilot.ReplicaCount != nil && (Plane{settings: s}).replicas() == nil {
-		out = append(out, "pilot.replicaCount (without pilot.autoscaleEnabled: false)")
-	}
-	if root := s.MeshConfig.RootNamespace; root != "" && root != istio.Spec.Namespace {
-		out = append(out, "meshConfig.rootNamespace (spec.namespace is the root namespace: "+istio.Spec.Namespace+")")
-	}
-	var walk func(path string, v any)
-	walk = func(path string, v any) {
-		if slices.ContainsFunc(acted, func(p string) bool {
-			prefix, open := strings.CutSuffix(p, "*")
-			return path == p || open && (strings.HasPrefix(path, prefix) || path+"." == prefix)
-		}) {
-			return
+	out := slices.DeleteFunc(chart().unused("", t), func(path string) bool {
+		// A template of the user's own may read whatever it names.
+		name := path[strings.LastIndexByte(path, '.')+1:]
+		for _, text := range s.SidecarInjectorWebhook.Templates {
+			if strings.Contains(text, name) {
+				return true
+			}
 		}
-		m, ok := v.(map[string]any)
-		if !ok || len(m) == 0 {
-			out = append(out, path)
-			return
-		}
-		for k, v := range m {
-			walk(strings.TrimPrefix(path+"."+k, "."), v)
+		return false
+	})
+	overruled := func(set bool, path, why string) {
+		if set {
+			out = append(out, path+" ("+why+")")
 		}
 	}
-	for k, v := range t {
-		walk(k, v)
+	p, pilot := Plane{settings: s}, s.Pilot
+	overruled(pilot.ReplicaCount != nil && p.replicas() == nil, "pilot.replicaCount", "without pilot.autoscaleEnabled: false")
+	if !p.autoscaled() {
+		const why = "without pilot.autoscaleEnabled or bounds for it"
+		overruled(pilot.AutoscaleMin != nil, "pilot.autoscaleMin", why)
+		overruled(pilot.AutoscaleMax != nil, "pilot.autoscaleMax", why)
+		overruled(pilot.AutoscaleBehavior != nil, "pilot.autoscaleBehavior", why)
+		overruled(pilot.CPU.TargetAverageUtilization != nil, "pilot.cpu.targetAverageUtilization", why)
+		overruled(pilot.Memory.TargetAverageUtilization != nil, "pilot.memory.targetAverageUtilization", why)
 	}
+	root, revision := s.MeshConfig.RootNamespace, s.Revision
+	overruled(root != "" && root != istio.Spec.Namespace, "meshConfig.rootNamespace", "spec.namespace is the root namespace: "+istio.Spec.Namespace)
+	overruled(revision != "" && revision != istio.Name, "revision", "a mesh's revision has its name: "+istio.Name)
+	named := s.Global.MultiCluster.ClusterName
+	overruled(named != "" && named != p.cluster(), "global.multiCluster.clusterName", "pilot.env.CLUSTER_ID decides: "+p.cluster())
+	overruled(s.Global.Proxy.Image != "" && !strings.Contains(s.Global.Proxy.Image, "/"), "global.proxy.image", "not a whole reference: the build's own is taken")
+	overruled(s.Global.ProxyInit.Image != "" && !strings.Contains(s.Global.ProxyInit.Image, "/"), "global.proxy_init.image", "not a whole reference: the build's own is taken")
+	native := !strings.EqualFold(fmt.Sprint(pilot.Env["ENABLE_NATIVE_SIDECARS"]), "false")
+	overruled(native && len(s.Global.Proxy.Lifecycle) > 0, "global.proxy.lifecycle", "only with pilot.env.ENABLE_NATIVE_SIDECARS: false")
 	slices.Sort(out)
 	return out
 }
@@ -189,9 +272,9 @@ func unusedValues(istio *sailv1.Istio) []string {
 // MeshOf is what an Istio object claims; who judges claims reads them with it.
 func MeshOf(istio *sailv1.Istio) mesh.Mesh {
 	m := mesh.Mesh{ID: mesh.ID(istio.Name), System: istio.Spec.Namespace, Created: istio.CreationTimestamp.Time}
-	s, err := parseValues(istio.Spec.Values)
+	s, err := checkValues(istio.Spec.Values)
 	if err != nil {
-		m.Fault = err.Error()
+		m.Fault = strings.ReplaceAll(err.Error(), "\n", "; ")
 		return m
 	}
 	for _, l := range s.MeshConfig.DiscoverySelectors {
