@@ -231,8 +231,8 @@ func decodeMap(text []byte) (map[string]any, error) {
 	return m, yaml.Unmarshal(text, &m)
 }
 
-// remarshal fills a message of Istio's API, by that API's own decoder, from a map that was YAML: durations are Go's, and fields
-// unknown to this version are left out.
+// remarshal fills a message of Istio's mesh API from a map that was YAML. Its own decoder is used, not protojson, which would
+// refuse the durations of Istio's documents (5m); fields unknown to this version are left out.
 func remarshal(m map[string]any, into json.Unmarshaler) error {
 	j, err := json.Marshal(m)
 	if err != nil {
