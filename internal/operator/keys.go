@@ -2,10 +2,12 @@ package operator
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,7 +38,7 @@ type key struct {
 // ztunnel, gateways) is not looked into.
 var chart = sync.OnceValue(func() key {
 	resources, affinity, tolerations, names := object[corev1.ResourceRequirements](), object[corev1.Affinity](), object[[]corev1.Toleration](), object[map[string]string]()
-	selectors := object[[]metav1.LabelSelector]()
+	selectors := object[[]metav1.LabelSelector]().and(labelSelectors)
 	texts := listOf(text)
 	utilization := group(map[string]key{"targetAverageUtilization": acted(count)})
 	enabled := group(map[string]key{"enabled": boolean})
@@ -45,13 +47,19 @@ var chart = sync.OnceValue(func() key {
 			"enabled": boolean, "enabledLocalInjectorIstiod": boolean, "injectionCABundle": text, "injectionPath": path, "injectionURL": text,
 		})
 	}
+	mesh := message((&meshconfig.MeshConfig{}).ProtoReflect().Descriptor(), "", actedMeshConfig)
+	// A type does not say all: these would be refused by every pod's injection or agent.
+	proxy := mesh.keys["defaultConfig"].keys
+	proxy["discoveryAddress"] = acted(address)
+	proxy["interceptionMode"] = acted(oneOf("REDIRECT", "NONE"))
+	proxy["statusPort"] = acted(port)
 	return group(map[string]key{
 		"profile": acted(text), "compatibilityVersion": scalar, "revision": acted(text), "defaultRevision": text, "revisionTags": texts, "ownerName": text,
 		"cni": {}, "istio_cni": {}, "ztunnel": {}, "gateways": {}, "gatewayClasses": {}, "experimental": {}, "ambient": {}, "pdb": {},
 		"base":      {},
 		"telemetry": {},
 		"global": group(map[string]key{
-			"agentgateway": {}, "arch": {}, "autoscalingv2API": boolean, "caAddress": acted(text), "caName": text, "certSigners": texts, "configCluster": boolean, "configRootNamespace": text,
+			"agentgateway": {}, "arch": {}, "autoscalingv2API": boolean, "caAddress": acted(address), "caName": text, "certSigners": texts, "configCluster": boolean, "configRootNamespace": text,
 			"configValidation": acted(boolean), "defaultConfigVisibilitySettings": {}, "defaultNodeSelector": names,
 			"defaultPodDisruptionBudget": enabled, "defaultResources": resources, "defaultTolerations": tolerations, "enableReaderRBAC": boolean,
 			"enabled": boolean, "externalIstiod": boolean, "hub": text,
@@ -105,7 +113,7 @@ var chart = sync.OnceValue(func() key {
 			"useLegacySelectors": boolean,
 		}),
 		"istiodRemote": remote(acted(text)),
-		"meshConfig":   message((&meshconfig.MeshConfig{}).ProtoReflect().Descriptor(), "", actedMeshConfig),
+		"meshConfig":   mesh,
 	})
 })
 
@@ -139,11 +147,17 @@ var (
 	count    = within("a whole number, 0 or more", 0, math.MaxInt32)
 	positive = within("a whole number, 1 or more", 1, math.MaxInt32)
 	port     = within("a port number, or 0 for none", 0, math.MaxUint16)
-	// Istio's API takes what time.ParseDuration does.
+	// Istio's API takes what time.ParseDuration does; no field of these has a use for one below zero.
 	duration = single("a duration such as 1h, 90s or 300ms", func(v any) bool {
 		s, _ := v.(string)
-		_, err := time.ParseDuration(s)
-		return err == nil
+		d, err := time.ParseDuration(s)
+		return err == nil && d >= 0
+	})
+	address = single("host:port", func(v any) bool {
+		s, ok := v.(string)
+		host, number, err := net.SplitHostPort(s)
+		n, nerr := strconv.ParseUint(number, 10, 16)
+		return ok && (s == "" || err == nil && nerr == nil && host != "" && n > 0)
 	})
 	// As in the annotations of a pod: numbers and ranges in one text, or * for all.
 	ports = single("ports with commas between them, in quotes", func(v any) bool {
@@ -214,6 +228,31 @@ func object[T any]() key {
 		}
 		return nil
 	}}
+}
+
+// and makes k mind what more says, too.
+func (k key) and(more func(v any) error) key {
+	first := k.is
+	k.is = func(v any) error { return cmp.Or(first(v), more(v)) }
+	return k
+}
+
+// labelSelectors are read by the control plane, which does not run with one that nobody can read.
+func labelSelectors(v any) error {
+	j, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var list []metav1.LabelSelector
+	if err := json.Unmarshal(j, &list); err != nil {
+		return err
+	}
+	for i := range list {
+		if _, err := metav1.LabelSelectorAsSelector(&list[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // message makes a group of a protobuf message, in the names that every document writes. The others that protobuf's JSON may

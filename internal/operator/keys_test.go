@@ -105,7 +105,15 @@ spec.values.pilot.env.SERVICE_ACCOUNT is set by the operator itself and can be t
 spec.values.pilot.tolerations: unknown field "efect"`,
 		`{"meshConfig":{"accessLogEncoding":"XML","defaultConfig":{"drainDuration":"soon","concurency":2}}}`: `spec.values.meshConfig.accessLogEncoding: "XML" is not one of TEXT, JSON
 spec.values.meshConfig.defaultConfig.concurency is no value of any supported version of Istio; did you mean spec.values.meshConfig.defaultConfig.concurrency?
-spec.values.meshConfig.defaultConfig.drainDuration: "soon" is not a duration such as 1h, 90s or 300ms`,
+spec.values.meshConfig.defaultConfig.drainDuration: "soon" is not a duration such as 1h, 90s or 300ms`, `{"global":{"caAddress":"x"},"meshConfig":{"defaultConfig":{"discoveryAddress":"istiod","statusPort":70000,"interceptionMode":"TPROXY","drainDuration":"-1s"}},
+			"sidecarInjectorWebhook":{"neverInjectSelector":[{"matchExpressions":[{"key":"a","operator":"Has"}]}],"alwaysInjectSelector":[{"matchLabel":{}}]}}`: `spec.values.global.caAddress: "x" is not host:port
+spec.values.meshConfig.defaultConfig.discoveryAddress: "istiod" is not host:port
+spec.values.meshConfig.defaultConfig.drainDuration: "-1s" is not a duration such as 1h, 90s or 300ms
+spec.values.meshConfig.defaultConfig.interceptionMode: "TPROXY" is not one of REDIRECT, NONE
+spec.values.meshConfig.defaultConfig.statusPort: 70000 is not a port number, or 0 for none
+spec.values.sidecarInjectorWebhook.alwaysInjectSelector: unknown field "matchLabel"
+spec.values.sidecarInjectorWebhook.neverInjectSelector: "Has" is not a valid label selector operator`,
+
 		// As Istio's documents write them.
 		`{"meshConfig":{"protocolDetectionTimeout":"100ms","connectTimeout":"1m","defaultConfig":{"drainDuration":"5m","concurrency":"2","statusPort":15020,
 			"proxyMetadata":{"X":"y"},"terminationDrainDuration":"1m30s"},"extensionProviders":[{"name":"o","envoyOtelAls":{"service":"s","port":4317}}],
