@@ -188,75 +188,198 @@ func (m Mesh) validate() error {
 	return errors.Join(faults...)
 }
 
-// Members says which mesh each namespace belongs to, sorted by namespace; the findings are sorted by mesh, then as met.
-//
-// A namespace belongs to one mesh: to its holder while that still selects it, else to the oldest mesh that does. A mesh
-// that cannot live beside an older one (same system namespace, same selector, no selectors) gets nothing new, but keeps
-// what it holds and still selects: nobody's edit takes away another's members. Its system namespace is not implied, but no
-// other mesh gets it.
+// Claims are what meshes claim, each judged beside the older ones. They do not change: of two, Since tells the difference.
+type Claims struct {
+	meshes   []Mesh // the oldest first
+	refusals map[ID]Finding
+	homes    map[string]ID // system namespaces of those that are not refused
+}
+
+// Judge decides which meshes can live beside each other. The older claim wins.
+func Judge(meshes []Mesh) *Claims {
+	c := &Claims{meshes: slices.SortedFunc(slices.Values(meshes), older), refusals: map[ID]Finding{}, homes: map[string]ID{}}
+	var first *Mesh // the oldest that is not refused
+	taken := map[string]ID{}
+	for i := range c.meshes {
+		m := &c.meshes[i]
+		if f, bad := c.refused(*m, first, taken); bad {
+			c.refusals[m.ID] = f
+			continue
+		}
+		if first == nil {
+			first = m
+		}
+		c.homes[m.System] = m.ID
+		for _, s := range m.Selectors {
+			taken[s.String()] = m.ID
+		}
+	}
+	return c
+}
+
+// refused reports why m cannot live beside those judged before it: first is the oldest of them, taken are their selectors.
+func (c *Claims) refused(m Mesh, first *Mesh, taken map[string]ID) (Finding, bool) {
+	refuse := func(reason, format string, a ...any) (Finding, bool) {
+		return Finding{About: m.ref(), Reason: reason, Message: fmt.Sprintf(format, a...)}, true
+	}
+	if err := m.validate(); err != nil {
+		return refuse(ReasonInvalidSelector, "meshConfig.discoverySelectors of mesh %s: %s", m.ID, strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	if other, ok := c.homes[m.System]; ok {
+		return refuse(ReasonSystemNamespaceTaken, "mesh %s has the same system namespace as mesh %s (%s); give it one of its own", m.ID, other, m.System)
+	}
+	if first != nil && first.Everything() {
+		return refuse(ReasonSelectsEverything,
+			"mesh %s (system namespace %s) has no discovery selectors and serves every namespace, so mesh %s can have none; give mesh %s selectors first",
+			first.ID, first.System, m.ID, first.ID)
+	}
+	if first != nil && m.Everything() {
+		return refuse(ReasonSelectsEverything,
+			"mesh %s has no discovery selectors and would serve every namespace, also those of mesh %s (system namespace %s); set spec.values.meshConfig.discoverySelectors",
+			m.ID, first.ID, first.System)
+	}
+	for _, s := range m.Selectors {
+		if other, ok := taken[s.String()]; ok {
+			return refuse(ReasonSelectorTaken, "mesh %s has the same selector as mesh %s (%s); a namespace belongs to one mesh", m.ID, other, s)
+		}
+	}
+	return Finding{}, false
+}
+
+// Mesh returns what the mesh of that name claims.
+func (c *Claims) Mesh(id ID) (Mesh, bool) {
+	if i := slices.IndexFunc(c.meshes, func(m Mesh) bool { return m.ID == id }); i >= 0 {
+		return c.meshes[i], true
+	}
+	return Mesh{}, false
+}
+
+// Owner is the mesh that a namespace belongs to, empty if to none: to its holder while that still selects it, else to the
+// oldest mesh that does. A mesh that is refused gets nothing new, but keeps what it holds and still selects: nobody's edit
+// takes away another's members. Its system namespace is not implied, but no other mesh gets it.
+func (c *Claims) Owner(ns Namespace) ID {
+	var winner ID
+	for _, m := range c.meshes {
+		fault, bad := c.refusals[m.ID]
+		switch {
+		case ns.Holder == m.ID && (fault.Reason == ReasonInvalidSelector || m.Selects(ns.Labels)):
+			return m.ID
+		case winner == "" && !bad && !c.foreign(ns.Name, m.ID) && m.Selects(ns.Labels):
+			winner = m.ID
+		}
+	}
+	return winner
+}
+
+// foreign reports whether a namespace is the system namespace of another mesh.
+func (c *Claims) foreign(namespace string, id ID) bool {
+	home := c.homes[namespace]
+	return home != "" && home != id
+}
+
+// Interested are the meshes about which Findings may say something by that namespace, the oldest first.
+func (c *Claims) Interested(ns Namespace) []ID {
+	var out []ID
+	for _, m := range c.meshes {
+		if m.System == ns.Name || m.Selects(ns.Labels) {
+			out = append(out, m.ID)
+		}
+	}
+	return out
+}
+
+// Findings are those about one mesh. The namespaces must include all that it selects and its system namespace.
+func (c *Claims) Findings(id ID, namespaces []Namespace) []Finding {
+	m, ok := c.Mesh(id)
+	if !ok {
+		return nil
+	}
+	if f, bad := c.refusals[id]; bad {
+		return []Finding{f}
+	}
+	var out []Finding
+	find := func(reason, format string, a ...any) {
+		out = append(out, Finding{About: m.ref(), Reason: reason, Message: fmt.Sprintf(format, a...)})
+	}
+	homeless := false
+	for _, ns := range namespaces {
+		if ns.Name == m.System {
+			homeless = c.Owner(ns) != id
+		}
+		if !m.Selects(ns.Labels) {
+			continue
+		}
+		if c.foreign(ns.Name, id) {
+			find(ReasonNamespaceTaken,
+				"namespace %s matches the selectors of mesh %s and is the system namespace of mesh %s, which no other mesh may have: change its labels or a selector of mesh %[2]s",
+				ns.Name, id, c.homes[ns.Name])
+		} else if winner := c.Owner(ns); winner != id {
+			find(ReasonNamespaceTaken,
+				"namespace %s matches the selectors of mesh %s and of mesh %s, to which it belongs; a namespace belongs to one mesh: change its labels or a selector",
+				ns.Name, id, winner)
+		}
+	}
+	if homeless {
+		find(ReasonSystemNamespaceNotSelected,
+			"system namespace %s is no member of its own mesh %s, so that mesh-wide policies in it have no effect; give it the labels of a discovery selector",
+			m.System, id)
+	}
+	return out
+}
+
+// Since are the meshes of which old, which may be nil, says something else, as they were and as they are. For a namespace that
+// none of them selects, holds or has as system namespace, Owner and Findings are what they were.
+func (c *Claims) Since(old *Claims) []Mesh {
+	if old == nil {
+		return c.meshes
+	}
+	was := map[ID]Mesh{}
+	for _, m := range old.meshes {
+		was[m.ID] = m
+	}
+	var out []Mesh
+	for _, m := range c.meshes {
+		before, ok := was[m.ID]
+		delete(was, m.ID)
+		if !ok {
+			out = append(out, m)
+		} else if !m.equal(before) || c.refusals[m.ID] != old.refusals[m.ID] {
+			out = append(out, before, m)
+		}
+	}
+	for _, m := range old.meshes {
+		if _, gone := was[m.ID]; gone {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+func (m Mesh) equal(o Mesh) bool {
+	return m.System == o.System && m.Fault == o.Fault && m.Created.Equal(o.Created) &&
+		slices.EqualFunc(m.Selectors, o.Selectors, func(a, b Selector) bool { return a.String() == b.String() })
+}
+
+// Members says which mesh each namespace belongs to, sorted by namespace; the findings are sorted by mesh, then as met. See
+// Claims.Owner for the rule.
 func Members(namespaces []Namespace, meshes []Mesh) ([]Member, []Finding) {
-	meshes = slices.SortedFunc(slices.Values(meshes), older)
-	faults := map[ID]Finding{}
-	var accepted []Mesh
-	var findings []Finding
-	for _, m := range meshes {
-		if f, bad := refused(m, accepted); bad {
-			faults[m.ID] = f
-			findings = append(findings, f)
-		} else {
-			accepted = append(accepted, m)
-		}
-	}
-	homes := map[string]ID{}
-	for _, m := range accepted {
-		homes[m.System] = m.ID
-	}
+	c := Judge(meshes)
 	var members []Member
-	owner := map[string]ID{}
 	for _, ns := range namespaces {
-		var winner ID
-		home := homes[ns.Name]
-		foreign := func(m Mesh) bool { return home != "" && home != m.ID }
-		for _, m := range meshes {
-			fault, bad := faults[m.ID]
-			switch {
-			case ns.Holder == m.ID && (fault.Reason == ReasonInvalidSelector || m.Selects(ns.Labels)):
-				winner = m.ID
-			case winner == "" && !bad && !foreign(m) && m.Selects(ns.Labels):
-				winner = m.ID
-			}
-		}
-		if winner != "" {
-			owner[ns.Name] = winner
-			members = append(members, Member{Namespace: ns.Name, Mesh: winner})
-		}
-		for _, m := range accepted {
-			switch {
-			case !m.Selects(ns.Labels):
-			case foreign(m):
-				findings = append(findings, Finding{About: m.ref(), Reason: ReasonNamespaceTaken, Message: fmt.Sprintf(
-					"namespace %s matches the selectors of mesh %s and is the system namespace of mesh %s, which no other mesh may have: change its labels or a selector of mesh %[2]s",
-					ns.Name, m.ID, home)})
-			case m.ID != winner:
-				findings = append(findings, Finding{About: m.ref(), Reason: ReasonNamespaceTaken, Message: fmt.Sprintf(
-					"namespace %s matches the selectors of mesh %s and of mesh %s, to which it belongs; a namespace belongs to one mesh: change its labels or a selector",
-					ns.Name, m.ID, winner)})
-			}
-		}
-	}
-	known := map[string]bool{}
-	for _, ns := range namespaces {
-		known[ns.Name] = true
-	}
-	for _, m := range accepted {
-		if known[m.System] && owner[m.System] != m.ID {
-			findings = append(findings, Finding{About: m.ref(), Reason: ReasonSystemNamespaceNotSelected, Message: fmt.Sprintf(
-				"system namespace %s is no member of its own mesh %s, so that mesh-wide policies in it have no effect; give it the labels of a discovery selector",
-				m.System, m.ID)})
+		if id := c.Owner(ns); id != "" {
+			members = append(members, Member{Namespace: ns.Name, Mesh: id})
 		}
 	}
 	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.Namespace, b.Namespace) })
-	slices.SortStableFunc(findings, func(a, b Finding) int { return a.About.Compare(b.About) })
+	var ids []ID
+	for _, m := range c.meshes {
+		ids = append(ids, m.ID)
+	}
+	slices.Sort(ids)
+	var findings []Finding
+	for _, id := range ids {
+		findings = append(findings, c.Findings(id, namespaces)...)
+	}
 	return members, findings
 }
 
@@ -272,42 +395,6 @@ func older(a, b Mesh) int {
 		return a.Created.Compare(b.Created)
 	}
 	return cmp.Compare(a.ID, b.ID)
-}
-
-// refused reports why m cannot live beside the meshes accepted before it.
-func refused(m Mesh, accepted []Mesh) (Finding, bool) {
-	if err := m.validate(); err != nil {
-		return Finding{About: m.ref(), Reason: ReasonInvalidSelector, Message: fmt.Sprintf(
-			"meshConfig.discoverySelectors of mesh %s: %s", m.ID, strings.ReplaceAll(err.Error(), "\n", "; "))}, true
-	}
-	taken := map[string]ID{}
-	for _, a := range accepted {
-		for _, s := range a.Selectors {
-			taken[s.String()] = a.ID
-		}
-	}
-	for _, a := range accepted {
-		switch {
-		case a.System == m.System:
-			return Finding{About: m.ref(), Reason: ReasonSystemNamespaceTaken, Message: fmt.Sprintf(
-				"mesh %s has the same system namespace as mesh %s (%s); give it one of its own", m.ID, a.ID, m.System)}, true
-		case a.Everything():
-			return Finding{About: m.ref(), Reason: ReasonSelectsEverything, Message: fmt.Sprintf(
-				"mesh %s (system namespace %s) has no discovery selectors and serves every namespace, so mesh %s can have none; give mesh %s selectors first",
-				a.ID, a.System, m.ID, a.ID)}, true
-		case m.Everything():
-			return Finding{About: m.ref(), Reason: ReasonSelectsEverything, Message: fmt.Sprintf(
-				"mesh %s has no discovery selectors and would serve every namespace, also those of mesh %s (system namespace %s); set spec.values.meshConfig.discoverySelectors",
-				m.ID, a.ID, a.System)}, true
-		}
-	}
-	for _, s := range m.Selectors {
-		if other, ok := taken[s.String()]; ok {
-			return Finding{About: m.ref(), Reason: ReasonSelectorTaken, Message: fmt.Sprintf(
-				"mesh %s has the same selector as mesh %s (%s); a namespace belongs to one mesh", m.ID, other, s)}, true
-		}
-	}
-	return Finding{}, false
 }
 
 // Overlapping names the pairs of meshes of which two selectors could match one namespace, though none may do so yet.

@@ -223,3 +223,70 @@ func TestMembersProperties(t *testing.T) {
 		}
 	}
 }
+
+// What Since leaves out keeps its owner and its findings, whatever one edit does.
+func TestSinceNamesAllThatAnEditChanges(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	random := func(i int) Mesh {
+		m := Mesh{ID: ID(rune('a' + i)), System: fmt.Sprint("sys-", r.IntN(5)), Created: at(int64(r.IntN(3)))}
+		for range r.IntN(4) {
+			m.Selectors = append(m.Selectors, randomSelector(r))
+		}
+		if r.IntN(8) == 0 {
+			m.Selectors, m.Fault = nil, "unreadable"
+		}
+		return m
+	}
+	left, told := 0, 0
+	for range 3000 {
+		var meshes []Mesh
+		for i := range 1 + r.IntN(5) {
+			meshes = append(meshes, random(i))
+		}
+		var namespaces []Namespace
+		for i, l := range everyLabels() {
+			namespaces = append(namespaces, Namespace{Name: fmt.Sprint("sys-", i), Labels: l, Holder: ID(rune('a' + r.IntN(6)))})
+		}
+		old := Judge(meshes)
+		edited := slices.Clone(meshes)
+		switch i := r.IntN(len(edited)); r.IntN(3) {
+		case 0:
+			edited[i] = random(i)
+		case 1:
+			edited = slices.Delete(edited, i, i+1)
+		case 2:
+			edited = append(edited, random(len(edited)))
+		}
+		now := Judge(edited)
+		changed := now.Since(old)
+		again := map[ID]bool{} // whose findings are asked for again
+		for _, m := range changed {
+			again[m.ID] = true
+		}
+		for _, ns := range namespaces {
+			touched := slices.ContainsFunc(changed, func(m Mesh) bool { return m.System == ns.Name || m.ID == ns.Holder || m.Selects(ns.Labels) })
+			if !touched {
+				left++
+				if a, b := old.Owner(ns), now.Owner(ns); a != b {
+					t.Fatalf("%v went from %q to %q unnoticed by %v:\n%v\n%v", ns, a, b, changed, meshes, edited)
+				}
+				continue
+			}
+			told++
+			for _, id := range now.Interested(ns) {
+				again[id] = true
+			}
+		}
+		for _, m := range edited {
+			if d := cmp.Diff(old.Findings(m.ID, namespaces), now.Findings(m.ID, namespaces)); d != "" && !again[m.ID] {
+				t.Fatalf("findings about %s changed unnoticed: %s", m.ID, d)
+			}
+		}
+		if len(Judge(meshes).Since(old)) > 0 {
+			t.Fatal("nothing was edited, and something has changed")
+		}
+	}
+	if left < 1000 || told < 1000 {
+		t.Errorf("%d namespaces were left out, %d were not: the test has no weight", left, told)
+	}
+}
