@@ -246,6 +246,9 @@ func (c *Claims) refused(m Mesh, first *Mesh, taken map[string]ID) (Finding, boo
 	return Finding{}, false
 }
 
+// Meshes are all of them, the oldest first. The caller does not change them.
+func (c *Claims) Meshes() []Mesh { return c.meshes }
+
 // Mesh returns what the mesh of that name claims.
 func (c *Claims) Mesh(id ID) (Mesh, bool) {
 	if i := slices.IndexFunc(c.meshes, func(m Mesh) bool { return m.ID == id }); i >= 0 {

@@ -10,9 +10,8 @@ import (
 	"strings"
 	"time"
 
-	rbacv1 "k8s.io/api/rbac/v1"
+	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -47,8 +46,8 @@ func applicable(o client.Object) (*unstructured.Unstructured, error) {
 	return u, nil
 }
 
-// apply writes one object by server-side apply. What another manager set to another value is set back: only the operator
-// writes what it owns.
+// apply writes one object of a place where all is the operator's: its own namespace, and Memberships. What another manager set
+// to another value is set back. Anything else goes through a writer.
 func apply(ctx context.Context, c client.Client, manager string, o client.Object) error {
 	u, err := applicable(o)
 	if err != nil {
@@ -68,7 +67,8 @@ func name(o client.Object) string {
 }
 
 // Apply brings objects into a cluster as field manager heddle-operator and returns once the CRDs among them are served.
-// A CRD that is newer than ours stays as it is, and so does one from elsewhere that serves every version ours does.
+// A CRD that is newer than ours stays as it is, and so does one from elsewhere that serves every version ours does. Nothing is
+// written where another operator of the same API runs, or where an object is somebody else's.
 func Apply(ctx context.Context, config *rest.Config, objects []client.Object) error {
 	scheme, err := Scheme()
 	if err != nil {
@@ -78,45 +78,56 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 	if err != nil {
 		return fmt.Errorf("open the cluster: %w", err)
 	}
-	var crds []string
+	if err := bring(ctx, c, objects); err != nil {
+		return err
+	}
 	for _, o := range objects {
 		if crd, ok := o.(*apiextensionsv1.CustomResourceDefinition); ok {
-			there := &apiextensionsv1.CustomResourceDefinition{}
-			err := c.Get(ctx, client.ObjectKeyFromObject(crd), there)
-			if client.IgnoreNotFound(err) != nil {
-				return fmt.Errorf("read CRD %s: %w", crd.Name, err)
+			if err := established(ctx, c, crd.Name); err != nil {
+				return err
 			}
-			crds = append(crds, crd.Name)
-			if err == nil && keeps(there, crd) {
-				continue
-			}
-		}
-		if err := applyOrReplace(ctx, c, operatorName, o); err != nil {
-			return err
-		}
-	}
-	for _, crd := range crds {
-		if err := established(ctx, c, crd); err != nil {
-			return err
 		}
 	}
 	return nil
 }
 
-// applyOrReplace applies; a binding whose role changed between two versions, or that somebody else gave the name to, must be
-// made anew.
-func applyOrReplace(ctx context.Context, c client.Client, manager string, o client.Object) error {
-	err := apply(ctx, c, manager, o)
-	switch o.(type) {
-	case *rbacv1.ClusterRoleBinding, *rbacv1.RoleBinding:
-		if apierrors.IsInvalid(err) {
-			if err := c.Delete(ctx, o); err != nil {
-				return fmt.Errorf("replace %s: %w", name(o), err)
+func bring(ctx context.Context, c client.Client, objects []client.Object) error {
+	if other, err := runningSail(ctx, c); err != nil {
+		return err
+	} else if other != "" {
+		return errSail(other)
+	}
+	var shared, own []client.Object // shared: who made them does not matter
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *apiextensionsv1.CustomResourceDefinition:
+			there := &apiextensionsv1.CustomResourceDefinition{}
+			err := c.Get(ctx, client.ObjectKeyFromObject(o), there)
+			switch {
+			case client.IgnoreNotFound(err) != nil:
+				return fmt.Errorf("read CRD %s: %w", o.Name, err)
+			case err == nil && keeps(there, o):
+				continue
+			case err == nil && there.Annotations[crdVersionKey] == "":
+				return fault{reasonForeign, fmt.Sprintf("CRD %s, %s, does not serve every version that is needed: bring it up to date by what made it", o.Name, whose(there))}
 			}
-			return apply(ctx, c, manager, o)
+			shared = append(shared, o)
+		case *corev1.Namespace:
+			shared = append(shared, o)
+		default:
+			own = append(own, o)
 		}
 	}
-	return err
+	w := writer{c, c, operatorOwner()}
+	if _, err := w.look(ctx, own...); err != nil {
+		return err
+	}
+	for _, o := range shared {
+		if err := apply(ctx, c, operatorName, o); err != nil {
+			return err
+		}
+	}
+	return w.write(ctx, own...)
 }
 
 // keeps reports whether the CRD that is there must not be replaced by ours.

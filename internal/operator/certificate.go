@@ -171,7 +171,7 @@ func (r *register) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 			Namespace: r.namespace, Name: operatorName, Path: new("/validate"), Port: new(int32(443)),
 		}
 	}
-	return reconcile.Result{}, apply(ctx, r.client, operatorName, o)
+	return reconcile.Result{}, writer{r.client, r.live, operatorOwner()}.write(ctx, o)
 }
 
 // prober asks what certificate is served somewhere.

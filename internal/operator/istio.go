@@ -35,8 +35,10 @@ const longestName = validation.DNS1035LabelMaxLength - len("istiod-")
 type istios struct {
 	client    client.Client
 	live      client.Reader // past the cache, which may not have the revision that was written just now
-	version   string        // of this build
-	namespace string        // the operator's
+	others    client.Reader // has the Deployments of other operators
+	table     *table
+	version   string // of this build
+	namespace string // the operator's
 	events    events.EventRecorder
 }
 
@@ -49,7 +51,7 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	if istio.DeletionTimestamp != nil {
 		return reconcile.Result{}, nil
 	}
-	findings, err := r.findings(ctx, istio.Name)
+	findings, err := r.table.findings(ctx, mesh.ID(istio.Name))
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -70,21 +72,7 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	if user {
 		err = nil // said in the status; tried again when something changes
 	}
-	return reconcile.Result{}, err
-}
-
-// findings are those of mesh.Members about one mesh.
-func (r *istios) findings(ctx context.Context, name string) ([]mesh.Finding, error) {
-	istios, err := listIstios(ctx, r.client)
-	if err != nil {
-		return nil, err
-	}
-	namespaces, err := listNamespaces(ctx, r.client, istios)
-	if err != nil {
-		return nil, err
-	}
-	_, all := mesh.Members(namespaces, claims(istios))
-	return slices.DeleteFunc(all, func(f mesh.Finding) bool { return f.About.Name != name }), nil
+	return reconcile.Result{RequeueAfter: f.again()}, err
 }
 
 // listNamespaces are all namespaces with the meshes that they belong to now. A Membership counts in the system namespace of
@@ -130,11 +118,12 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 	if err != nil {
 		return fault{"ReconcileError", err.Error()}
 	}
-	id := mesh.ID(istio.Name)
-	// Before the first object of the mesh is there, the API server knows what its selectors are.
-	if err := apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, MeshOf(istio))); err != nil {
+	if other, err := runningSail(ctx, r.others); err != nil {
 		return err
+	} else if other != "" {
+		return errSail(other)
 	}
+	id := mesh.ID(istio.Name)
 	rev := &sailv1.IstioRevision{
 		TypeMeta: typeMeta(sailv1.GroupVersion.String(), "IstioRevision"),
 		ObjectMeta: metav1.ObjectMeta{Name: istio.Name, Labels: map[string]string{labelMesh: istio.Name}, OwnerReferences: []metav1.OwnerReference{{
@@ -143,7 +132,15 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 		}}},
 		Spec: sailv1.IstioRevisionSpec{Version: version, Namespace: istio.Spec.Namespace, Values: values},
 	}
-	return apply(ctx, r.client, fieldManager(id), rev)
+	w := writer{r.client, r.live, meshOwner(id)}
+	if _, err := w.look(ctx, rev); err != nil {
+		return err
+	}
+	// Before the first object of the mesh is there, the API server knows what its selectors are.
+	if err := apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, MeshOf(istio))); err != nil {
+		return err
+	}
+	return w.write(ctx, rev)
 }
 
 // supported names what this build cannot do of what the API allows; namespace is the operator's.

@@ -48,6 +48,7 @@ var (
 type membership struct {
 	client client.Client
 	live   client.Reader // past the cache, which lags behind our own writes
+	table  *table
 	images Images
 	log    *slog.Logger
 	events events.EventRecorder
@@ -112,7 +113,29 @@ func (m *membership) Reconcile(ctx context.Context, req reconcile.Request) (reco
 			own = s
 		}
 	}
-	return reconcile.Result{}, m.join(ctx, req.Name, want, own)
+	if own.membership == nil {
+		if ok, err := m.established(ctx, want.plane); err != nil || !ok {
+			return reconcile.Result{}, err // its event brings us back
+		}
+	}
+	err = m.join(ctx, req.Name, want, own)
+	var f fault
+	if errors.As(err, &f) {
+		ns := metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
+		ns.Name = req.Name
+		m.events.Eventf(ns, nil, corev1.EventTypeWarning, f.reason, "Join", "namespace cannot join mesh %s: %s", want.mesh, f.message)
+		return reconcile.Result{RequeueAfter: f.again()}, nil
+	}
+	return reconcile.Result{}, err
+}
+
+// established reports whether the account of the mesh's control plane is ours: none of somebody else gets rights.
+func (m *membership) established(ctx context.Context, p Plane) (bool, error) {
+	account := metadataOf(corev1.SchemeGroupVersion.WithKind("ServiceAccount"))
+	if err := m.client.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: p.service()}, account); err != nil {
+		return false, client.IgnoreNotFound(err)
+	}
+	return meshOwner(p.Mesh).owns(account), nil
 }
 
 // standings are the meshes that have a Membership or a binding for the namespace, sorted.
@@ -162,21 +185,16 @@ func (m *membership) home(ctx context.Context, o *heddlev1alpha1.Membership) (bo
 	return o.Namespace == rev.Spec.Namespace, nil
 }
 
-// want asks mesh.Members and reads what the mesh's control plane must know of the namespace.
+// want asks whose the namespace is and reads what the mesh's control plane must know of the namespace.
 func (m *membership) want(ctx context.Context, name string, have []standing) (wanted, error) {
 	ns := metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
 	if err := m.client.Get(ctx, client.ObjectKey{Name: name}, ns); err != nil {
 		return wanted{}, client.IgnoreNotFound(err)
 	}
-	istios, err := listIstios(ctx, m.client)
-	if err != nil {
+	id, err := m.table.owner(ctx, mesh.Namespace{Name: name, Labels: ns.Labels, Holder: holder(have)})
+	if err != nil || id == "" {
 		return wanted{}, err
 	}
-	members, _ := mesh.Members([]mesh.Namespace{{Name: name, Labels: ns.Labels, Holder: holder(have)}}, claims(istios))
-	if len(members) == 0 {
-		return wanted{}, nil
-	}
-	id := members[0].Mesh
 	rev := &sailv1.IstioRevision{}
 	if err := m.client.Get(ctx, client.ObjectKey{Name: string(id)}, rev); err != nil || rev.DeletionTimestamp != nil || !ofIstio(rev) {
 		return wanted{}, client.IgnoreNotFound(err) // no control plane, no member
@@ -314,7 +332,7 @@ func (s standing) bound(want wanted) bool {
 // join gives rights, then says so.
 func (m *membership) join(ctx context.Context, namespace string, want wanted, s standing) error {
 	if want.plane.selectors != nil {
-		if err := applyOrReplace(ctx, m.client, fieldManager(want.mesh), MemberBinding(want.plane, namespace)); err != nil {
+		if err := (writer{m.client, m.live, meshOwner(want.mesh)}).write(ctx, MemberBinding(want.plane, namespace)); err != nil {
 			return err
 		}
 	}

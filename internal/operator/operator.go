@@ -4,6 +4,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"time"
 
@@ -25,11 +25,9 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -50,6 +48,7 @@ import (
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Options say where the operator runs. Config, Images and Version are required.
@@ -185,6 +184,7 @@ func (w wiring) indexes(ctx context.Context) error {
 	pod, namespace := metadataOf(podKind), metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
 	return errors.Join(
 		add(pod, byInjected, podInjected), add(pod, byAsks, podAsks), add(namespace, byRefers, namespaceRefers),
+		add(namespace, byLabel, namespaceLabels), add(&heddlev1alpha1.Membership{}, byMesh, meshLabel), add(&rbacv1.RoleBinding{}, byMesh, meshLabel),
 		add(&heddlev1alpha1.Membership{}, byName, func(o client.Object) []string { return []string{o.GetName()} }),
 	)
 }
@@ -194,19 +194,36 @@ func (w wiring) controllers() error {
 	c, live, version := w.mgr.GetClient(), w.mgr.GetAPIReader(), w.o.Version
 	recorder := w.mgr.GetEventRecorder(operatorName)
 	dial := prober{dial: w.o.Dial, port: "443"}
-	roots, err := w.rootCache()
+	roots, err := w.follow("root ConfigMaps", cache.Options{DefaultFieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, rootName)})
 	if err != nil {
 		return err
 	}
+	selector, err := sail()
+	if err != nil {
+		return err
+	}
+	others, err := w.follow("other operators", cache.Options{DefaultLabelSelector: selector})
+	if err != nil {
+		return err
+	}
+	selectors, err := w.follow("the meshes' selectors", cache.Options{
+		DefaultNamespaces: map[string]cache.Config{w.o.Namespace: {}}, DefaultFieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, selectorsName),
+	})
+	if err != nil {
+		return err
+	}
+	claimed := &table{client: c}
 	return errors.Join(
-		w.istios(&istios{client: c, live: live, version: version, namespace: w.o.Namespace, events: recorder}),
+		w.istios(&istios{
+			client: c, live: live, others: others, table: claimed, version: version, namespace: w.o.Namespace, events: recorder,
+		}, others, selectors),
 		w.revisions(&revisions{
 			client: c, live: live, images: w.o.Images, version: version, namespace: w.o.Namespace, log: w.o.Log, prober: dial, now: time.Now,
 		}, roots),
 		w.memberships(&membership{
-			client: c, live: live, images: w.o.Images, log: w.o.Log, events: recorder, now: time.Now, leaving: map[types.UID]time.Time{},
+			client: c, live: live, table: claimed, images: w.o.Images, log: w.o.Log, events: recorder, now: time.Now, leaving: map[types.UID]time.Time{},
 		}),
-		w.tags(&tags{client: c, images: w.o.Images}),
+		w.tags(&tags{client: c, live: live, images: w.o.Images}),
 		w.usage(&usage{client: c}),
 		w.certificates(&register{
 			client: c, live: live, namespace: w.o.Namespace, url: w.o.WebhookURL, host: w.host, prober: prober{dial: w.o.Dial, port: w.port},
@@ -214,16 +231,14 @@ func (w wiring) controllers() error {
 	)
 }
 
-// rootCache follows the root ConfigMaps that control planes write, which the main cache leaves out.
-func (w wiring) rootCache() (cache.Cache, error) {
-	roots, err := cache.New(w.o.Config, cache.Options{
-		Scheme: w.mgr.GetScheme(), Mapper: w.mgr.GetRESTMapper(), DefaultTransform: cache.TransformStripManagedFields(),
-		DefaultFieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, rootName),
-	})
+// follow is a cache of objects that the main cache leaves out.
+func (w wiring) follow(what string, o cache.Options) (cache.Cache, error) {
+	o.Scheme, o.Mapper, o.DefaultTransform = w.mgr.GetScheme(), w.mgr.GetRESTMapper(), cache.TransformStripManagedFields()
+	c, err := cache.New(w.o.Config, o)
 	if err != nil {
-		return nil, fmt.Errorf("follow root ConfigMaps: %w", err)
+		return nil, fmt.Errorf("follow %s: %w", what, err)
 	}
-	return roots, w.mgr.Add(roots)
+	return c, w.mgr.Add(c)
 }
 
 // to sends an event to one key that the object names.
@@ -237,28 +252,6 @@ func to(f func(client.Object) string) handler.EventHandler {
 }
 
 func ofMesh(o client.Object) string { return o.GetLabels()[labelMesh] }
-
-// toAll sends an event to every object of a list.
-func toAll(c client.Reader, list func() client.ObjectList) handler.EventHandler {
-	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
-		return listed(ctx, c, list())
-	})
-}
-
-func listed(ctx context.Context, c client.Reader, l client.ObjectList) []reconcile.Request {
-	if err := c.List(ctx, l); err != nil {
-		return nil // the cache is stopping
-	}
-	return requests(l)
-}
-
-func requests(l client.ObjectList) (out []reconcile.Request) {
-	_ = meta.EachListItem(l, func(o runtime.Object) error { // fails on no list that a client returns
-		out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Name: o.(client.Object).GetName()}})
-		return nil
-	})
-	return out
-}
 
 // labelsChange passes what may move a namespace or pod: its labels and annotations, its beginning and its end.
 func labelsChange() predicate.Predicate {
@@ -322,30 +315,25 @@ func (a again) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.
 
 func namespaces() client.Object { return metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
 
-func (w wiring) istios(r *istios) error {
-	every := toAll(r.client, func() client.ObjectList { return &sailv1.IstioList{} })
-	// A namespace matters to the meshes that select it, before or after, and to the one whose system namespace it is.
-	selecting := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, ns client.Object) []reconcile.Request {
-		var list sailv1.IstioList
-		if err := r.client.List(ctx, &list); err != nil {
-			return nil // the cache is stopping
-		}
-		list.Items = slices.DeleteFunc(list.Items, func(i sailv1.Istio) bool {
-			m := MeshOf(&i)
-			return m.System != ns.GetName() && !m.Selects(ns.GetLabels())
-		})
-		return requests(&list)
+// istios follows what changes an Istio or a finding about it, Deployments of other operators, and the ConfigMap of selectors.
+func (w wiring) istios(r *istios, others, selectors cache.Cache) error {
+	self := func(o client.Object) string { return o.GetName() }
+	member := func(o client.Object) string { return o.(*heddlev1alpha1.Membership).Spec.Namespace }
+	every := r.table.toMeshes(func(mesh.Mesh, client.Object) bool { return true })
+	// A mesh whose line is not as it should be writes it again.
+	differs := r.table.toMeshes(func(m mesh.Mesh, o client.Object) bool {
+		return o.(*corev1.ConfigMap).Data[string(m.ID)] != selectorLines(m)
 	})
-	selectors := predicate.NewPredicateFuncs(func(o client.Object) bool {
-		return o.GetNamespace() == r.namespace && o.GetName() == selectorsName
-	})
+	lost := r.table.toMeshes(func(m mesh.Mesh, _ client.Object) bool { return selectorLines(m) != "" })
+	lines := handler.Funcs{CreateFunc: differs.Create, UpdateFunc: differs.Update, DeleteFunc: lost.Delete}
 	return w.build("istio").
 		For(&sailv1.Istio{}, builder.WithPredicates(specChange())).
 		Owns(&sailv1.IstioRevision{}).
-		Watches(&sailv1.Istio{}, every, builder.WithPredicates(specChange())).
-		Watches(&heddlev1alpha1.Membership{}, every, builder.WithPredicates(existence())).
-		WatchesMetadata(namespaces(), selecting, builder.WithPredicates(labelsChange())).
-		WatchesMetadata(&corev1.ConfigMap{}, every, builder.WithPredicates(selectors)).
+		Watches(&sailv1.Istio{}, (&edits{table: r.table}).toIstios(), builder.WithPredicates(specChange())).
+		Watches(&heddlev1alpha1.Membership{}, r.table.toInterested(member), builder.WithPredicates(existence())).
+		WatchesMetadata(namespaces(), r.table.toInterested(self), builder.WithPredicates(labelsChange())).
+		WatchesRawSource(source.Kind[client.Object](others, &appsv1.Deployment{}, every, specChange())).
+		WatchesRawSource(source.Kind[client.Object](selectors, &corev1.ConfigMap{}, lines)).
 		Complete(again{r})
 }
 
@@ -356,8 +344,13 @@ func (w wiring) revisions(r *revisions, roots cache.Cache) error {
 			if err := r.client.List(ctx, &list); err != nil {
 				return nil // the cache is stopping
 			}
-			list.Items = slices.DeleteFunc(list.Items, func(rev sailv1.IstioRevision) bool { return rev.Spec.Namespace != namespace(o) })
-			return requests(&list)
+			names := map[string]bool{}
+			for _, rev := range list.Items {
+				if rev.Spec.Namespace == namespace(o) {
+					names[rev.Name] = true
+				}
+			}
+			return requestsOf(names)
 		})
 	}
 	// A member's comings and goings matter to its revision only when that goes itself, or gives up its rights in all namespaces.
@@ -394,27 +387,21 @@ func (w wiring) revisions(r *revisions, roots cache.Cache) error {
 }
 
 func (w wiring) memberships(r *membership) error {
-	every := func() client.ObjectList { return metadataListOf(corev1.SchemeGroupVersion.WithKind(namespaceKind)) }
 	self := to(client.Object.GetName)
 	home := to(client.Object.GetNamespace)
 	// A system namespace that is made again holds no Membership: what belonged to its mesh joins anew.
-	system := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, ns client.Object) []reconcile.Request {
-		var list sailv1.IstioRevisionList
-		if err := r.client.List(ctx, &list); err != nil {
-			return nil // the cache is stopping
-		}
-		if !slices.ContainsFunc(list.Items, func(rev sailv1.IstioRevision) bool { return rev.Spec.Namespace == ns.GetName() }) {
-			return nil
-		}
-		return listed(ctx, r.client, every())
-	})
+	system := r.table.toMembers(func(m mesh.Mesh, ns client.Object) bool { return m.System == ns.GetName() })
+	revision := r.table.toMembers(func(m mesh.Mesh, rev client.Object) bool { return string(m.ID) == rev.GetName() })
+	// Before the account of its control plane is there, a mesh gets no members.
+	account := r.table.toMembers(func(m mesh.Mesh, o client.Object) bool { return string(m.ID) == ofMesh(o) })
 	b := w.build("membership").
 		WatchesMetadata(namespaces(), self, builder.WithPredicates(labelsChange())).
 		WatchesMetadata(namespaces(), system, builder.WithPredicates(existence())).
+		WatchesMetadata(&corev1.ServiceAccount{}, account, builder.WithPredicates(existence())).
 		Watches(&heddlev1alpha1.Membership{}, self).
 		Watches(&rbacv1.RoleBinding{}, home).
-		Watches(&sailv1.Istio{}, toAll(r.client, every), builder.WithPredicates(specChange())).
-		Watches(&sailv1.IstioRevision{}, toAll(r.client, every), builder.WithPredicates(predicate.Or(existence(), specChange())))
+		Watches(&sailv1.Istio{}, (&edits{table: r.table}).toNamespaces(), builder.WithPredicates(specChange())).
+		Watches(&sailv1.IstioRevision{}, revision, builder.WithPredicates(predicate.Or(existence(), specChange())))
 	for _, k := range istioKinds() {
 		if optional(k) {
 			b = b.WatchesMetadata(k.metadata(), home, builder.WithPredicates(existence()))
@@ -424,14 +411,27 @@ func (w wiring) memberships(r *membership) error {
 }
 
 func (w wiring) tags(r *tags) error {
-	every := toAll(r.client, func() client.ObjectList { return &sailv1.IstioRevisionTagList{} })
+	// What is of a mesh matters to the tags that stand for it, and a revision to the tag that has its name.
+	related := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		var list sailv1.IstioRevisionTagList
+		if err := r.client.List(ctx, &list); err != nil {
+			return nil // the cache is stopping
+		}
+		of, names := cmp.Or(ofMesh(o), o.GetName()), map[string]bool{}
+		for _, tag := range list.Items {
+			if of == tag.Spec.TargetRef.Name || of == tag.Status.IstioRevision || of == tag.Name {
+				names[tag.Name] = true
+			}
+		}
+		return requestsOf(names)
+	})
 	return w.build("tag").
 		For(&sailv1.IstioRevisionTag{}, builder.WithPredicates(specChange())).
 		Owns(&corev1.Service{}, builder.OnlyMetadata).
-		Watches(&sailv1.Istio{}, every).
-		Watches(&sailv1.IstioRevision{}, every, builder.WithPredicates(specChange())).
-		Watches(&admissionv1.MutatingWebhookConfiguration{}, every).
-		Watches(&admissionv1.ValidatingWebhookConfiguration{}, every).
+		Watches(&sailv1.Istio{}, related).
+		Watches(&sailv1.IstioRevision{}, related, builder.WithPredicates(specChange())).
+		Watches(&admissionv1.MutatingWebhookConfiguration{}, related).
+		Watches(&admissionv1.ValidatingWebhookConfiguration{}, related).
 		Complete(again{r})
 }
 

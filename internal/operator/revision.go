@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -80,6 +81,14 @@ type fault struct{ reason, message string }
 
 func (f fault) Error() string { return f.message }
 
+// again is how long to wait before the mistake is looked for again; 0 where an event tells that it is mended.
+func (f fault) again() time.Duration {
+	if f.reason == reasonForeign {
+		return foreignWait
+	}
+	return 0
+}
+
 // install writes objects and sets conditions; it returns when to look again though nothing has happened.
 func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (time.Duration, error) {
 	set := func(kind string, status metav1.ConditionStatus, reason, message string) {
@@ -89,10 +98,11 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 	}
 	plane, err := r.write(ctx, rev)
 	var f fault
+	wait := time.Duration(0)
 	switch {
 	case errors.As(err, &f):
 		set("Reconciled", metav1.ConditionFalse, f.reason, f.message)
-		err = nil
+		err, wait = nil, f.again()
 	case err != nil:
 		set("Reconciled", metav1.ConditionFalse, "ReconcileError", err.Error())
 	default:
@@ -109,15 +119,15 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 	switch {
 	case client.IgnoreNotFound(derr) != nil:
 		return 0, errors.Join(err, derr)
-	case derr != nil:
-		set("Ready", metav1.ConditionFalse, "IstiodNotReady", "Deployment "+plane.service()+" does not exist")
+	case derr != nil || !meshOwner(plane.Mesh).owns(d):
+		set("Ready", metav1.ConditionFalse, "IstiodNotReady", "the mesh has no Deployment "+plane.service())
 	case missing != "":
 		set("Ready", metav1.ConditionFalse, "IstiodNotReady", missing)
 	default:
 		set("Ready", metav1.ConditionTrue, "Ready", "")
 	}
 	if f != (fault{}) || err != nil {
-		return 0, err
+		return wait, err
 	}
 	next, wait, err := r.webhooks(ctx, rev, plane, d.Status.ReadyReplicas > 0)
 	switch {
@@ -173,12 +183,19 @@ func (r *revisions) write(ctx context.Context, rev *sailv1.IstioRevision) (Plane
 	objects = append(Bindings(plane), objects...)
 	for _, o := range objects {
 		own(o, rev)
-		if err := applyOrReplace(ctx, r.client, fieldManager(plane.Mesh), o); err != nil {
-			return plane, err
-		}
+	}
+	// Webhook configurations are written last; whether they can be is known before anything is.
+	w := r.writer(plane.Mesh)
+	if _, err := w.look(ctx, append(Webhooks(plane, Serving{}), objects...)...); err != nil {
+		return plane, err
+	}
+	if err := w.write(ctx, objects...); err != nil {
+		return plane, err
 	}
 	return plane, r.prune(ctx, plane)
 }
+
+func (r *revisions) writer(id mesh.ID) writer { return writer{r.client, r.live, meshOwner(id)} }
 
 // ofIstio reports whether the operator wrote a revision for the Istio of its name.
 func ofIstio(rev *sailv1.IstioRevision) bool {
@@ -188,16 +205,21 @@ func ofIstio(rev *sailv1.IstioRevision) bool {
 
 // prune removes what the plane's values asked for before and do not any more.
 func (r *revisions) prune(ctx context.Context, p Plane) error {
-	var gone []client.Object
-	if !p.autoscaled() {
-		gone = append(gone, &autoscalingv2.HorizontalPodAutoscaler{ObjectMeta: p.meta(p.service())})
+	wanted := map[string]bool{}
+	for _, o := range p.scaling() {
+		wanted[o.GetObjectKind().GroupVersionKind().Kind] = true
 	}
-	if len(p.scaling()) == 0 || p.autoscaled() && len(p.scaling()) == 1 {
-		gone = append(gone, &policyv1.PodDisruptionBudget{ObjectMeta: p.meta(p.service())})
-	}
-	for _, o := range gone {
-		if err := client.IgnoreNotFound(r.client.Delete(ctx, o)); err != nil {
-			return fmt.Errorf("delete %T %s: %w", o, name(o), err)
+	w := r.writer(p.Mesh)
+	for _, gvk := range []schema.GroupVersionKind{
+		autoscalingv2.SchemeGroupVersion.WithKind("HorizontalPodAutoscaler"), policyv1.SchemeGroupVersion.WithKind("PodDisruptionBudget"),
+	} {
+		o := metadataOf(gvk)
+		o.Namespace, o.Name = p.Namespace, p.service()
+		if wanted[gvk.Kind] {
+			continue
+		}
+		if err := w.remove(ctx, o); err != nil {
+			return err
 		}
 	}
 	if p.selectors == nil {
@@ -217,10 +239,7 @@ func (r *revisions) prune(ctx context.Context, p Plane) error {
 			return nil // its event brings us back
 		}
 	}
-	if err := client.IgnoreNotFound(r.client.Delete(ctx, binding)); err != nil {
-		return fmt.Errorf("delete ClusterRoleBinding %s: %w", binding.Name, err)
-	}
-	return nil
+	return w.remove(ctx, binding)
 }
 
 // members are the Memberships of a mesh in its system namespace, and the namespaces that have a binding for it.
@@ -287,38 +306,25 @@ func (r *revisions) webhooks(ctx context.Context, rev *sailv1.IstioRevision, p P
 
 func (r *revisions) configure(ctx context.Context, rev *sailv1.IstioRevision, p Plane, s Serving) error {
 	wanted := map[string]bool{}
-	for _, o := range Webhooks(p, s) {
+	objects := Webhooks(p, s)
+	for _, o := range objects {
 		own(o, rev)
 		wanted[o.GetName()] = true
-		if err := r.foreign(ctx, o, p.Mesh); err != nil {
-			return err
-		}
-		if err := apply(ctx, r.client, fieldManager(p.Mesh), o); err != nil {
-			return err
-		}
+	}
+	if err := r.writer(p.Mesh).write(ctx, objects...); err != nil {
+		return err
 	}
 	return pruneWebhooks(ctx, r.client, client.MatchingLabels{labelMesh: string(p.Mesh)}, func(o client.Object) bool {
 		return wanted[o.GetName()] || o.GetLabels()[labelTag] != ""
 	})
 }
 
-// foreign refuses to take over a webhook configuration of another mesh that has the same name.
-func (r *revisions) foreign(ctx context.Context, o client.Object, id mesh.ID) error {
-	there := o.DeepCopyObject().(client.Object)
-	if err := r.client.Get(ctx, client.ObjectKeyFromObject(o), there); err != nil {
-		return client.IgnoreNotFound(err)
-	}
-	if owner := there.GetLabels()[labelMesh]; owner != string(id) {
-		return fmt.Errorf("%s already is a webhook configuration of mesh %s; rename this mesh or its system namespace", o.GetName(), owner)
-	}
-	return nil
-}
-
-// pruneWebhooks deletes the configurations that match and are not kept.
+// pruneWebhooks deletes the configurations of ours that match and are not kept.
 func pruneWebhooks(ctx context.Context, c client.Client, of client.MatchingLabels, keep func(client.Object) bool) error {
 	var mutating admissionv1.MutatingWebhookConfigurationList
 	var validating admissionv1.ValidatingWebhookConfigurationList
-	if err := errors.Join(c.List(ctx, &mutating, of), c.List(ctx, &validating, of)); err != nil {
+	ours := client.HasLabels{labelMesh} // Istio's own have the label of their tag
+	if err := errors.Join(c.List(ctx, &mutating, of, ours), c.List(ctx, &validating, of, ours)); err != nil {
 		return fmt.Errorf("list webhook configurations: %w", err)
 	}
 	var there []client.Object
@@ -332,7 +338,7 @@ func pruneWebhooks(ctx context.Context, c client.Client, of client.MatchingLabel
 		if keep(o) {
 			continue
 		}
-		if err := client.IgnoreNotFound(c.Delete(ctx, o)); err != nil {
+		if err := client.IgnoreNotFound(c.Delete(ctx, o, client.Preconditions{UID: new(o.GetUID())})); err != nil {
 			return fmt.Errorf("delete webhook configuration %s: %w", o.GetName(), err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -19,6 +20,7 @@ import (
 // tags keeps the objects of one tag. They point at the plane that the tag stands for and die with it; the tag stays.
 type tags struct {
 	client client.Client
+	live   client.Reader // past the cache, which has our own objects only
 	images Images
 }
 
@@ -38,13 +40,14 @@ func (r *tags) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.
 		return reconcile.Result{}, err
 	}
 	old := tag.DeepCopy()
+	wait := time.Duration(0)
 	c := metav1.Condition{Type: "Reconciled", Status: metav1.ConditionTrue, Reason: "Reconciled", ObservedGeneration: tag.Generation}
 	err := r.write(ctx, tag)
 	var f fault
 	switch {
 	case errors.As(err, &f):
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, f.reason, f.message
-		err = nil
+		err, wait = nil, f.again()
 	case err != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "ReconcileError", err.Error()
 	}
@@ -57,7 +60,7 @@ func (r *tags) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.
 	if !equality.Semantic.DeepEqual(old.Status, tag.Status) {
 		err = errors.Join(err, writeStatus(ctx, r.client, tag))
 	}
-	return reconcile.Result{}, err
+	return reconcile.Result{RequeueAfter: wait}, err
 }
 
 func (r *tags) finalize(ctx context.Context, tag *sailv1.IstioRevisionTag, change func(client.Object, string) bool) error {
@@ -89,13 +92,13 @@ func (r *tags) write(ctx context.Context, tag *sailv1.IstioRevisionTag) error {
 	}
 	tag.Status.IstioRevision, tag.Status.IstiodNamespace = rev.Name, rev.Spec.Namespace
 	kept := map[string]bool{}
-	for _, o := range TagObjects(plane, tag.Name, s) {
+	objects := TagObjects(plane, tag.Name, s)
+	for _, o := range objects {
 		own(o, tag)
 		kept[name(o)] = true
-		// Not the mesh's manager: what the tag's former mesh had in an object of the same name must go.
-		if err := apply(ctx, r.client, operatorName+"/tag/"+tag.Name, o); err != nil {
-			return err
-		}
+	}
+	if err := (writer{r.client, r.live, tagOwner(tag.Name)}).write(ctx, objects...); err != nil {
+		return err
 	}
 	return r.prune(ctx, tag.Name, kept)
 }
@@ -143,7 +146,7 @@ func (r *tags) prune(ctx context.Context, tag string, kept map[string]bool) erro
 	}
 	for i := range services.Items {
 		if s := &services.Items[i]; !kept[name(s)] {
-			if err := client.IgnoreNotFound(r.client.Delete(ctx, s)); err != nil {
+			if err := client.IgnoreNotFound(r.client.Delete(ctx, s, client.Preconditions{UID: &s.UID})); err != nil {
 				return fmt.Errorf("delete service %s: %w", name(s), err)
 			}
 		}

@@ -65,14 +65,17 @@ func newWorld(t *testing.T, values string) *world {
 	w.WithWatch = fake.NewClientBuilder().WithScheme(scheme).
 		WithStatusSubresource(&sailv1.Istio{}, &sailv1.IstioRevision{}, &heddlev1alpha1.Membership{}).
 		WithIndex(&heddlev1alpha1.Membership{}, byName, func(o client.Object) []string { return []string{o.GetName()} }).
+		WithIndex(&heddlev1alpha1.Membership{}, byMesh, meshLabel).WithIndex(&rbacv1.RoleBinding{}, byMesh, meshLabel).
+		WithIndex(&corev1.Namespace{}, byLabel, namespaceLabels).
 		WithObjects(namespace(Namespace, ""), namespace("sys", "m"), namespace("app", "m"), &sailv1.Istio{
 			ObjectMeta: metav1.ObjectMeta{Name: "m", UID: "m", Generation: 1},
 			Spec:       sailv1.IstioSpec{Namespace: "sys", Version: DefaultVersion, Values: &sailv1.Values{Raw: []byte(values)}},
 		}).Build()
 	log := slog.New(slog.DiscardHandler)
-	w.istios = &istios{client: w, live: w, namespace: Namespace, events: &events.FakeRecorder{}}
+	claimed := &table{client: w}
+	w.istios = &istios{client: w, live: w, others: w, table: claimed, namespace: Namespace, events: &events.FakeRecorder{}}
 	w.revisions = &revisions{client: w, live: w, namespace: Namespace, log: log, now: time.Now}
-	w.memberships = &membership{client: w, live: w, log: log, events: &events.FakeRecorder{}, now: time.Now, leaving: map[types.UID]time.Time{}}
+	w.memberships = &membership{client: w, live: w, table: claimed, log: log, events: &events.FakeRecorder{}, now: time.Now, leaving: map[types.UID]time.Time{}}
 	w.reconcile(w.istios, "m")
 	w.reconcile(w.revisions, "m")
 	w.reconcile(w.memberships, "sys")
@@ -116,7 +119,7 @@ func (w *world) operate() *informers {
 		w.t.Fatal(err)
 	}
 	all := wiring{mgr: mgr}
-	if err := errors.Join(all.istios(w.istios), all.revisions(w.revisions, told), all.memberships(w.memberships)); err != nil {
+	if err := errors.Join(all.istios(w.istios, told, told), all.revisions(w.revisions, told), all.memberships(w.memberships)); err != nil {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -232,7 +235,6 @@ func TestDriftIsSetBack(t *testing.T) {
 		{
 			name: "the selectors that the API server reads", list: &corev1.ConfigMapList{},
 			object: &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: selectorsName}},
-			told:   metadataOf(corev1.SchemeGroupVersion.WithKind("ConfigMap")),
 		},
 		{
 			name: "the autoscaler", list: &autoscalingv2.HorizontalPodAutoscalerList{},
