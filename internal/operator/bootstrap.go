@@ -187,6 +187,7 @@ func operatorRights(namespace string) []client.Object {
 		may("admissionregistration.k8s.io", []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"}, write...),
 		may("", []string{"events"}, "create", "patch"),
 		may("events.k8s.io", []string{"events"}, "create", "patch"),
+		may("authorization.k8s.io", []string{"subjectaccessreviews"}, "create"), // who may extend a mesh
 		// A dry run shows whether a control plane's validator refuses what it must refuse.
 		may("networking.istio.io", []string{"gateways"}, "create"),
 	}

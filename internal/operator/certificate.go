@@ -156,9 +156,10 @@ func (r *register) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 			Name: "istio.operator.heddle.dev",
 			Rules: []admissionv1.RuleWithOperations{{
 				Operations: []admissionv1.OperationType{admissionv1.Create, admissionv1.Update},
-				Rule:       admissionv1.Rule{APIGroups: []string{"sailoperator.io"}, APIVersions: []string{"v1"}, Resources: []string{"istios"}},
+				Rule:       admissionv1.Rule{APIGroups: []string{"sailoperator.io"}, APIVersions: []string{"v1"}, Resources: spoken},
 			}},
-			FailurePolicy: new(admissionv1.Fail), SideEffects: new(admissionv1.SideEffectClassNone),
+			MatchConditions: webhookConditions(r.namespace),
+			FailurePolicy:   new(admissionv1.Fail), SideEffects: new(admissionv1.SideEffectClassNone),
 			TimeoutSeconds: new(int32(5)), AdmissionReviewVersions: []string{"v1"},
 			ClientConfig: admissionv1.WebhookClientConfig{CABundle: bundle},
 		}},
@@ -172,6 +173,15 @@ func (r *register) Reconcile(ctx context.Context, _ reconcile.Request) (reconcil
 		}
 	}
 	return reconcile.Result{}, writer{r.client, r.live, operatorOwner()}.write(ctx, o)
+}
+
+// webhookConditions keep the webhook from those who need not wait for it: what the operator writes follows what others asked
+// for, and who does not change the spec, as the garbage collector, changes nothing that is judged.
+func webhookConditions(namespace string) []admissionv1.MatchCondition {
+	return []admissionv1.MatchCondition{
+		{Name: "not-the-operator", Expression: "request.userInfo.username != 'system:serviceaccount:" + namespace + ":" + operatorAccount + "'"},
+		{Name: "spec-changed", Expression: "request.operation == 'CREATE' || object.?spec != oldObject.?spec"},
+	}
 }
 
 // prober asks what certificate is served somewhere.

@@ -123,7 +123,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	cert.client, cert.live = mgr.GetClient(), mgr.GetAPIReader()
 	mgr.GetWebhookServer().Register("/validate", &admission.Webhook{
-		Handler: &admit{live: mgr.GetAPIReader(), decoder: admission.NewDecoder(scheme), namespace: o.Namespace},
+		Handler: &admit{live: mgr.GetAPIReader(), reviews: mgr.GetClient(), decoder: admission.NewDecoder(scheme), namespace: o.Namespace},
 	})
 	if err := mgr.AddReadyzCheck("webhook", func(req *http.Request) error {
 		select {
@@ -317,8 +317,13 @@ func namespaces() client.Object { return metadataOf(corev1.SchemeGroupVersion.Wi
 
 // istios follows what changes an Istio or a finding about it, Deployments of other operators, and the ConfigMap of selectors.
 func (w wiring) istios(r *istios, others, selectors cache.Cache) error {
-	self := func(o client.Object) string { return o.GetName() }
-	member := func(o client.Object) string { return o.(*heddlev1alpha1.Membership).Spec.Namespace }
+	// Of an update, both are looked at: it matters to the meshes that select the namespace, before or after.
+	self := func(_ context.Context, ns client.Object) (mesh.Namespace, error) {
+		return mesh.Namespace{Name: ns.GetName(), Labels: ns.GetLabels()}, nil
+	}
+	member := func(ctx context.Context, o client.Object) (mesh.Namespace, error) {
+		return r.table.namespace(ctx, o.(*heddlev1alpha1.Membership).Spec.Namespace)
+	}
 	every := r.table.toMeshes(func(mesh.Mesh, client.Object) bool { return true })
 	// A mesh whose line is not as it should be writes it again.
 	differs := r.table.toMeshes(func(m mesh.Mesh, o client.Object) bool {

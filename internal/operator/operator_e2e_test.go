@@ -491,6 +491,114 @@ func TestOperator(t *testing.T) {
 	} {
 		t.Run("MCP-29 refused: "+x.name, func(t *testing.T) { wantErr(t, c.Create(ctx, x.istio), x.texts...) })
 	}
+	t.Run("who extends a mesh must have the right to update its namespaces", func(t *testing.T) {
+		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "make-meshes"}, Rules: []rbacv1.PolicyRule{
+			may("sailoperator.io", []string{"istios", "istiorevisions"}, "get", "create", "update", "patch", "delete"),
+		}}
+		namespaces := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "edit-namespaces"}, Rules: []rbacv1.PolicyRule{
+			may("", []string{"namespaces"}, "get", "patch", "update"),
+		}}
+		for _, r := range []*rbacv1.ClusterRole{role, namespaces} {
+			must(t, c.Create(ctx, r))
+			t.Cleanup(func() { _ = c.Delete(context.Background(), r) })
+		}
+		c.namespace("sys-8", map[string]string{"team": "eve"})
+		eve := c.as("eve", role.Name, "")
+		reaching := func(names string) *sailv1.Istio {
+			return istio("m8", "sys-8", `{"meshConfig":{"discoverySelectors":[{"matchExpressions":[{"key":"kubernetes.io/metadata.name","operator":"In","values":[`+names+`]}]}]}}`)
+		}
+		wantErr(t, eve.Create(ctx, reaching(`"default","kube-system"`)), "eve may not update namespaces default, kube-system, sys-8", "m8")
+		wantErr(t, eve.Create(ctx, reaching(`"not-there"`)), "sys-8")
+		revision := &sailv1.IstioRevision{ObjectMeta: metav1.ObjectMeta{Name: "m8"}, Spec: sailv1.IstioRevisionSpec{
+			Version: DefaultVersion, Namespace: "sys-8", Values: &sailv1.Values{Raw: []byte(`{"revision":"m8","global":{"istioNamespace":"sys-8"},"meshConfig":{"discoverySelectors":[{"matchLabels":{"x":"y"}}]}}`)},
+		}}
+		wantErr(t, eve.Create(ctx, revision), "eve may not update namespaces sys-8")
+		own := c.as("eve-own", role.Name, "")
+		binding := &rbacv1.RoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: "eve-own", Namespace: "sys-8"}, RoleRef: clusterRole(namespaces.Name),
+			Subjects: []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: "eve-own"}},
+		}
+		must(t, c.Create(ctx, binding))
+		eight := reaching(`"sys-8"`)
+		var err error
+		c.until("the binding counts", 3*time.Second, &rbacv1.RoleBindingList{}, func() bool {
+			if err = own.Create(ctx, eight, client.DryRunAll); err != nil {
+				_ = c.label("sys-8", map[string]any{"tick": fmt.Sprint(time.Now().UnixNano())})
+			}
+			eight.ResourceVersion, eight.UID = "", ""
+			return err == nil
+		})
+		must(t, own.Create(ctx, eight))
+		c.condition(eight, "Reconciled", metav1.ConditionTrue, 5*time.Second)
+		eight.Spec = reaching(`"sys-8","default"`).Spec
+		wantErr(t, own.Update(ctx, eight), "eve-own may not update namespaces default,")
+		must(t, c.Delete(ctx, eight))
+		c.gone("m8")
+	})
+	t.Run("a control plane of somebody else is left alone", func(t *testing.T) {
+		c.namespace("sys-5", map[string]string{"d": "m5"})
+		labels := map[string]string{"app": "istiod"}
+		theirs := &appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Name: "istiod-m5", Namespace: "sys-5", Annotations: map[string]string{"meta.helm.sh/release-name": "r", "meta.helm.sh/release-namespace": "sys-5"}},
+			Spec: appsv1.DeploymentSpec{Replicas: new(int32(0)), Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "discovery", Image: "theirs"}}},
+			}},
+		}
+		must(t, c.Create(ctx, theirs))
+		five := c.mesh(istio("m5", "sys-5", selecting("d", "m5")))
+		cond := c.condition(five, "Reconciled", metav1.ConditionFalse, 5*time.Second)
+		if cond.Reason != reasonForeign || !strings.Contains(cond.Message, "Deployment sys-5/istiod-m5 of Helm release sys-5/r") {
+			t.Errorf("%+v", cond)
+		}
+		if left := resourceVersions(t, c, "m5"); len(left) != 1 { // the revision
+			t.Errorf("written: %v", left)
+		}
+		must(t, c.Get(ctx, client.ObjectKeyFromObject(theirs), theirs))
+		if theirs.Spec.Template.Spec.Containers[0].Image != "theirs" || len(theirs.OwnerReferences) > 0 {
+			t.Errorf("%+v", theirs)
+		}
+		must(t, c.Delete(ctx, five))
+		c.gone("m5")
+		must(t, c.Get(ctx, client.ObjectKeyFromObject(theirs), theirs))
+	})
+	t.Run("what somebody made just before us is given back", func(t *testing.T) {
+		c.namespace("sys-4", nil)
+		w := writer{c, c, meshOwner("m4")}
+		ours := MemberBinding(Plane{Mesh: "m4", Revision: "m4", Namespace: "sys-4", Version: DefaultVersion}, "sys-4")
+		account := &corev1.ServiceAccount{TypeMeta: typeMeta("v1", "ServiceAccount"), ObjectMeta: ours.ObjectMeta}
+		theirs := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account.Name, Namespace: "sys-4", Annotations: map[string]string{"a": "b"}}}
+		must(t, c.Create(ctx, theirs))
+		if err := w.put(ctx, account, nil); !apierrors.IsConflict(err) {
+			t.Errorf("made by others: %v", err)
+		}
+		must(t, c.Get(ctx, client.ObjectKeyFromObject(theirs), theirs))
+		if len(theirs.Labels) > 0 || theirs.Annotations["a"] != "b" {
+			t.Errorf("%+v", theirs.ObjectMeta)
+		}
+		// One that was looked at is no other.
+		old := metadataOf(corev1.SchemeGroupVersion.WithKind("ServiceAccount"))
+		old.UID = "another"
+		if err := w.put(ctx, account, old); err == nil {
+			t.Error("another object was written")
+		}
+		must(t, c.Delete(ctx, theirs))
+		old.UID = theirs.UID
+		if err := w.put(ctx, account, old); err == nil {
+			t.Error("an object that is gone was written")
+		}
+		must(t, w.put(ctx, account, nil))
+		if _, err := w.look(ctx, account); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("tags whose objects would have one name, or none", func(t *testing.T) {
+		tag := func(name, of string) *sailv1.IstioRevisionTag {
+			return &sailv1.IstioRevisionTag{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Kind: "Istio", Name: of}}}
+		}
+		for _, name := range []string{"a.b", strings.Repeat("t", 44)} {
+			wantErr(t, c.Create(ctx, tag(name, "m1")), name, "istiod-revision-tag-")
+		}
+	})
 	t.Run("who may not enroll does not", func(t *testing.T) {
 		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "label-namespaces"}, Rules: []rbacv1.PolicyRule{
 			may("", []string{"namespaces", "namespaces/status", "namespaces/finalize"}, "get", "patch", "update"),
@@ -619,9 +727,7 @@ func TestOperator(t *testing.T) {
 		validator := &admissionv1.ValidatingWebhookConfiguration{}
 		points := func(to, service string, entries int) {
 			t.Helper()
-			must(t, c.Get(ctx, client.ObjectKeyFromObject(tag), tag))
-			tag.Spec.TargetRef.Name = to
-			must(t, c.Update(ctx, tag))
+			must(t, c.Patch(ctx, tag, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"targetRef":{"name":"`+to+`"}}}`))))
 			c.until("the default validator asks "+service+" alone", 3*time.Second, &admissionv1.ValidatingWebhookConfigurationList{}, func() bool {
 				err := c.Get(ctx, client.ObjectKey{Name: "istiod-default-validator"}, validator)
 				return err == nil && len(validator.Webhooks) == entries && !slices.ContainsFunc(validator.Webhooks, func(w admissionv1.ValidatingWebhook) bool {

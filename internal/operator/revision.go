@@ -108,7 +108,7 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 	default:
 		set("Reconciled", metav1.ConditionTrue, "Reconciled", "")
 	}
-	set("DependenciesHealthy", metav1.ConditionTrue, "DependenciesHealthy", "")
+	set(plane.dependencies())
 	if plane.Version == "" { // nothing could be read
 		set("Ready", metav1.ConditionUnknown, "ReconcileError", "")
 		return 0, err
@@ -142,6 +142,25 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 		set(conditionWebhooks, metav1.ConditionTrue, conditionWebhooks, "")
 	}
 	return wait, err
+}
+
+// dependencies is the condition that says whether there is what the mesh's values rely on. Source: operator contract 2.8.
+func (p Plane) dependencies() (kind string, status metav1.ConditionStatus, reason, message string) {
+	const healthy, lacks = "DependenciesHealthy", " relies on %s, of which this build has none: "
+	value := func(path ...string) string {
+		v, _, _ := unstructured.NestedFieldNoCopy(p.values, path...)
+		return fmt.Sprint(v)
+	}
+	cni := value("pilot", "cni", "enabled")
+	switch {
+	case p.values == nil:
+		return healthy, metav1.ConditionUnknown, "DependencyCheckFailed", "the values could not be read"
+	case value("pilot", "env", "PILOT_ENABLE_AMBIENT") == "true" || value("profile") == "ambient":
+		return healthy, metav1.ConditionFalse, "ZTunnelNotFound", "ambient mode" + fmt.Sprintf(lacks, "a ZTunnel") + "pods get sidecars only"
+	case cni == "true" || value("global", "platform") == "openshift" && cni != "false":
+		return healthy, metav1.ConditionFalse, "IstioCNINotFound", "pilot.cni.enabled" + fmt.Sprintf(lacks, "an IstioCNI") + "pods are redirected by their init container"
+	}
+	return healthy, metav1.ConditionTrue, healthy, ""
 }
 
 // unready says what a Deployment lacks to run what its spec asks for now, in all replicas; it is empty if nothing is missing.

@@ -241,17 +241,13 @@ func (t *table) concerned(ctx context.Context, m mesh.Mesh) (map[string]bool, er
 	return out, err
 }
 
-// interested are the names of the Istios about which a namespace may change a finding.
-func (t *table) interested(ctx context.Context, namespace string) ([]mesh.ID, error) {
-	claims, err := t.now(ctx)
-	if err != nil {
-		return nil, err
-	}
+// namespace is a namespace as the cache has it, without labels if it is not there.
+func (t *table) namespace(ctx context.Context, name string) (mesh.Namespace, error) {
 	ns := metadataOf(corev1.SchemeGroupVersion.WithKind(namespaceKind))
-	if err := t.client.Get(ctx, client.ObjectKey{Name: namespace}, ns); client.IgnoreNotFound(err) != nil {
-		return nil, fmt.Errorf("read namespace %s: %w", namespace, err)
+	if err := t.client.Get(ctx, client.ObjectKey{Name: name}, ns); client.IgnoreNotFound(err) != nil {
+		return mesh.Namespace{}, fmt.Errorf("read namespace %s: %w", name, err)
 	}
-	return claims.Interested(mesh.Namespace{Name: namespace, Labels: ns.Labels}), nil
+	return mesh.Namespace{Name: name, Labels: ns.Labels}, nil
 }
 
 // edits are the claims that a controller has acted on: of a new state it learns what has changed since.
@@ -262,23 +258,23 @@ type edits struct {
 	seen *mesh.Claims
 }
 
-// next returns the meshes of which something has changed since it was asked last.
-func (e *edits) next(ctx context.Context) ([]mesh.Mesh, error) {
+// next returns the meshes of which something has changed since it was asked last, and what is claimed now.
+func (e *edits) next(ctx context.Context) ([]mesh.Mesh, *mesh.Claims, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now, err := e.table.now(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	changed := now.Since(e.seen)
 	e.seen = now
-	return changed, nil
+	return changed, now, nil
 }
 
 // toNamespaces sends an edit of an Istio to the namespaces for which it may make a difference.
 func (e *edits) toNamespaces() handler.EventHandler {
 	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
-		changed, err := e.next(ctx)
+		changed, _, err := e.next(ctx)
 		if err != nil {
 			return nil // the cache is stopping
 		}
@@ -289,7 +285,7 @@ func (e *edits) toNamespaces() handler.EventHandler {
 // toIstios sends an edit of an Istio to those about which it may change a finding.
 func (e *edits) toIstios() handler.EventHandler {
 	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
-		changed, err := e.next(ctx)
+		changed, now, err := e.next(ctx)
 		if err != nil {
 			return nil // the cache is stopping
 		}
@@ -301,11 +297,11 @@ func (e *edits) toIstios() handler.EventHandler {
 				return nil
 			}
 			for ns := range concerned {
-				ids, err := e.table.interested(ctx, ns)
+				there, err := e.table.namespace(ctx, ns)
 				if err != nil {
 					return nil
 				}
-				for _, id := range ids {
+				for _, id := range now.Interested(there) {
 					out[string(id)] = true
 				}
 			}
@@ -372,14 +368,15 @@ func (t *table) toMembers(matters func(mesh.Mesh, client.Object) bool) handler.E
 }
 
 // toInterested sends what happens in a namespace to the Istios about which it may change a finding.
-func (t *table) toInterested(namespace func(client.Object) string) handler.EventHandler {
+func (t *table) toInterested(namespace func(context.Context, client.Object) (mesh.Namespace, error)) handler.EventHandler {
 	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
-		ids, err := t.interested(ctx, namespace(o))
-		if err != nil {
+		claims, err := t.now(ctx)
+		ns, nerr := namespace(ctx, o)
+		if err != nil || nerr != nil {
 			return nil // the cache is stopping
 		}
 		out := map[string]bool{}
-		for _, id := range ids {
+		for _, id := range claims.Interested(ns) {
 			out[string(id)] = true
 		}
 		return requestsOf(out)

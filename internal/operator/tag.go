@@ -105,6 +105,9 @@ func (r *tags) write(ctx context.Context, tag *sailv1.IstioRevisionTag) error {
 
 // target is the revision that the tag stands for.
 func (r *tags) target(ctx context.Context, tag *sailv1.IstioRevisionTag) (*sailv1.IstioRevision, error) {
+	if err := nameable(tag.Name); err != nil {
+		return nil, fault{"ReconcileError", err.Error()}
+	}
 	clash := &sailv1.IstioRevision{}
 	if err := r.client.Get(ctx, client.ObjectKey{Name: tag.Name}, clash); err == nil && olderObject(clash, tag) {
 		return nil, fault{"NameAlreadyExists", "an IstioRevision of this name is older; delete one of the two"}

@@ -7,6 +7,7 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
@@ -15,6 +16,7 @@ import (
 
 const (
 	defaultValidatorName = "istiod-default-validator"
+	tagServicePrefix     = "istiod-revision-tag-"
 
 	labelInjection = "istio-injection"
 	labelInject    = "sidecar.istio.io/inject"
@@ -46,13 +48,26 @@ func (p Plane) validates() bool {
 	return v == nil || *v
 }
 
+// tagInjectorName is Istio's name for a tag's injector. It is not injective: a-b in c and a in b-c ask for the same.
+func tagInjectorName(tag, namespace string) string {
+	return "istio-revision-tag-" + tag + Plane{Namespace: namespace}.outside()
+}
+
+// nameable says why a tag cannot have that name.
+func nameable(tag string) error {
+	if most := validation.DNS1035LabelMaxLength - len(tagServicePrefix); len(validation.IsDNS1123Label(tag)) > 0 || len(tag) > most {
+		return fmt.Errorf("metadata.name %q must be lower case letters, digits and dashes, at most %d of them: it names a Service %s%s", tag, most, tagServicePrefix, tag)
+	}
+	return nil
+}
+
 // TagObjects are what another name of the plane consists of. The tag default also answers for istio-injection=enabled, and
 // for objects that name the revision default.
 func TagObjects(p Plane, tag string, s Serving) []client.Object {
 	labels := map[string]string{labelTag: tag}
 	out := []client.Object{
-		p.serviceObject("istiod-revision-tag-"+tag, labels),
-		p.injector("istio-revision-tag-"+tag+p.outside(), tag, labels, s),
+		p.serviceObject(tagServicePrefix+tag, labels),
+		p.injector(tagInjectorName(tag, p.Namespace), tag, labels, s),
 	}
 	if tag == sailv1.DefaultName {
 		out = append(out, p.defaultValidator(labels, s))
