@@ -169,7 +169,7 @@ func effect(t *testing.T, values map[string]any) string {
 			}}},
 		}
 		out = append(out, inject.Skip(pod, params))
-		text, err := inject.Patch(pod, params, nil)
+		text, _, err := inject.Patch(pod, params, inject.Request{})
 		if err != nil { // a template of the samples that is not there
 			out = append(out, err.Error())
 			continue
