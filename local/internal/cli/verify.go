@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,12 +21,20 @@ import (
 func verifyCommand(o *options) *cobra.Command {
 	v := verify.Options{}
 	var random bool
-	var red, document string
+	var red []string
+	var document string
 	cmd := &cobra.Command{
-		Use: "verify SCRIPT", Short: "Run a document's commands against the instance and compare what is seen", Args: cobra.ExactArgs(1),
+		Use: "verify SCRIPT", Short: "Run a document's commands against the instance and compare what is seen",
 		Long: `verify runs a script on the instance's cluster, prints a table of what was to be seen and what was seen, and
 leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scripts(), ", ") + `.
-"verify controls" breaks and mends one thing after the other on a cluster on which s0 was run, and compares which rows turn red.`,
+"verify controls" breaks and mends one thing after the other on a cluster on which s0 was run, and compares which rows turn red.
+"verify --all-red", on an empty cluster, only looks: all rows of all scripts, or of the one that is named, must be red.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if v.LookOnly {
+				return cobra.MaximumNArgs(1)(cmd, args)
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			inst, err := instance.Named(o.instance)
 			if err != nil {
@@ -42,34 +51,41 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 			if err != nil {
 				return err
 			}
-			v.Script, v.Instance, v.Bin, v.Out = args[0], inst.Name, filepath.Dir(exe), cmd.OutOrStdout()
+			v.Instance, v.Bin, v.Out = inst.Name, filepath.Dir(exe), cmd.OutOrStdout()
 			v.Kubeconfig, v.Checkout = inst.Cluster(s, 1).Kubeconfig(), findCheckout()
 			if v.Peer = filepath.Join(v.Bin, "peer", "istioctl"); !exists(v.Peer) {
 				v.Peer = ""
-			}
-			if document == "" {
-				document = v.Script
-			}
-			if !slices.Contains([]string{"s0", "s1"}, v.Script) {
-				document = "s0"
-			}
-			if v.Names, err = verify.Document(document); err != nil {
-				return err
 			}
 			if random {
 				if v.Seed == 0 {
 					v.Seed = rand.Uint64N(1 << 32)
 				}
-				v.Names = verify.Random(v.Seed)
-				fmt.Fprintf(v.Out, "names of seed %d (repeat with --random --seed %d): %+v\n", v.Seed, v.Seed, v.Names)
+				fmt.Fprintf(v.Out, "names of seed %d (repeat with --random --seed %d): %+v\n", v.Seed, v.Seed, verify.Random(v.Seed))
 			}
 			if v.Selectors != "" && !slices.Contains(verify.SelectorForms, v.Selectors) {
 				return fmt.Errorf("--selectors %s: there are %s", v.Selectors, strings.Join(verify.SelectorForms, ", "))
 			}
-			if v.Script == "controls" {
-				return verify.RunControls(cmd.Context(), v, verify.Controls())
+			if len(args) == 0 {
+				args = verify.Scripts()
 			}
-			return runVerify(cmd.Context(), v, red)
+			var wrong []error
+			for _, v.Script = range args {
+				if v.Names, err = names(v, document, random); err != nil {
+					return err
+				}
+				switch {
+				case v.Script == "controls" && (v.LookOnly || len(red) > 0):
+					return errors.New("verify controls says itself what must be red: leave out --red and --all-red")
+				case v.Script == "controls":
+					return verify.RunControls(cmd.Context(), v, verify.Controls())
+				case v.LookOnly:
+					fmt.Fprintf(v.Out, "\n%s, where nothing was done:\n", v.Script)
+				}
+				if err := runVerify(cmd.Context(), v, red); err != nil {
+					wrong = append(wrong, fmt.Errorf("%s: %w", v.Script, err))
+				}
+			}
+			return errors.Join(wrong...)
 		},
 	}
 	fs := cmd.Flags()
@@ -78,35 +94,37 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 	fs.Uint64Var(&v.Seed, "seed", 0, "of random names and random order; 0 draws one")
 	fs.StringVar(&document, "document", "", "whose names a script uses that is not a document itself: s0 or s1")
 	fs.StringVar(&v.Selectors, "selectors", "", "write the discovery selectors of s0 in another form: "+strings.Join(verify.SelectorForms, ", "))
-	fs.StringVar(&red, "red", "", "the rows that must be red, comma-separated; any other outcome is an error")
+	fs.StringSliceVar(&red, "red", nil, "the rows that must be red; any other outcome is an error")
 	fs.BoolVar(&v.LookOnly, "all-red", false, "change nothing and only look: on an empty cluster every row must be red")
 	cmd.MarkFlagsMutuallyExclusive("red", "all-red")
 	return cmd
 }
 
+// names returns what a script calls its things: a document its own, any other script those of the document that is
+// named, or else of s0.
+func names(v verify.Options, document string, random bool) (verify.Names, error) {
+	switch {
+	case random:
+		return verify.Random(v.Seed), nil
+	case slices.Contains([]string{"s0", "s1"}, v.Script):
+		document = v.Script
+	}
+	return verify.Document(cmp.Or(document, "s0"))
+}
+
 // runVerify fails unless exactly the rows of red are red; all, if nothing was done.
-func runVerify(ctx context.Context, v verify.Options, red string) error {
+func runVerify(ctx context.Context, v verify.Options, red []string) error {
 	rows, err := verify.Run(ctx, v)
 	if err != nil {
 		return err
 	}
-	want := strings.FieldsFunc(red, func(r rune) bool { return r == ',' })
-	var wrong []string
-	for _, r := range rows {
-		if r.Red() != (v.LookOnly || slices.Contains(want, r.ID)) {
-			wrong = append(wrong, r.ID)
+	if v.LookOnly {
+		red = nil
+		for _, r := range rows {
+			red = append(red, r.ID)
 		}
 	}
-	for _, id := range want {
-		if !slices.ContainsFunc(rows, func(r verify.Row) bool { return r.ID == id }) {
-			wrong = append(wrong, id+" (no such row)")
-		}
-	}
-	if len(wrong) > 0 {
-		return fmt.Errorf("%d of %d rows are not as they should be: %s", len(wrong), len(rows), strings.Join(wrong, ", "))
-	}
-	fmt.Fprintf(v.Out, "\nAll %d rows are as they should be.\n", len(rows))
-	return nil
+	return verify.Judge(v.Out, rows, red)
 }
 
 func exists(path string) bool {

@@ -17,7 +17,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
@@ -57,82 +56,120 @@ func (n Names) plane(number string) (plane, error) {
 func (p plane) audience() string { return "heddle.dev/" + p.system + "/" + p.mesh }
 func (p plane) service() string  { return "istiod-" + p.rev }
 
-// clientCommands are what needs a client that no shell has:
+// What needs a client that no shell has:
 //
-//	enrol NAME NS APP MESH PLANE   shows the token that a pod of APP has for MESH to the CA and xDS of PLANE (1 or 2 each), and
-//	                               prints how both answer; what the CA issues is kept as NAME
-//	dial NAME NS APP PORT          a TLS connection to a pod of APP as a sidecar makes it, with NAME's certificate
-//	load NAME NS APP TO SERVICE N  begins to send N requests a second from a pod of APP in NS to SERVICE in namespace TO
-//	unload NAME [NS APP]           ends that, and prints how many were lost; less those that APP in NS cut off itself, by the
-//	                               access log of its sidecar
-//	rights PLANE NS…               what PLANE may do with the resources of namespaces that discovery lists
-func (r *run) clientCommands() map[string]func(*testscript.TestScript, bool, []string) {
-	command := func(usage string, least int, f func(context.Context, kubernetes.Interface, []string) (string, error)) func(*testscript.TestScript, bool, []string) {
-		return func(ts *testscript.TestScript, _ bool, a []string) {
-			need(ts, len(a) >= least, usage)
-			config, err := clientcmd.BuildConfigFromFlags("", r.o.Kubeconfig)
-			ts.Check(err)
-			config.QPS = -1 // no limit
-			k, err := kubernetes.NewForConfig(config)
-			ts.Check(err)
-			if r.output, err = f(r.ctx, k, a); err != nil {
-				r.output += err.Error() + "\n"
-			}
-			if r.o.Verbose {
-				fmt.Fprintf(r.o.Out, "$ %s %s\n%s", strings.Fields(usage)[0], strings.Join(a, " "), r.output)
-			}
-		}
-	}
-	leaves := map[string]*x509svid.SVID{}
-	return map[string]func(*testscript.TestScript, bool, []string){
-		"enrol": command("enrol NAME NS APP MESH PLANE", 5, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
-			of, err := r.o.Names.plane(a[3])
-			if err != nil {
-				return "", err
-			}
-			to, err := r.o.Names.plane(a[4])
-			if err != nil {
-				return "", err
-			}
-			out, leaf, err := enrol(ctx, k, a[1], a[2], of, to)
-			leaves[a[0]] = leaf
-			return out, err
-		}),
-		"dial": command("dial NAME NS APP PORT", 4, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
-			leaf := leaves[a[0]]
-			if leaf == nil {
-				return "", fmt.Errorf("there is no certificate of %s", a[0])
-			}
-			return dial(ctx, k, leaf, a[1], a[2], a[3])
-		}),
-		"load": command("load NAME NS APP TO SERVICE N", 6, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
-			l, err := startLoad(ctx, k, a[1], a[2], a[3], a[4], a[5])
-			if err == nil {
-				r.loads[a[0]] = l
-			}
+//	enrol NAME NS APP MESH PLANE      shows the token that a pod of APP has for MESH to the CA and xDS of PLANE (1 or 2 each),
+//	                                  and prints how both answer; what the CA issues is kept as NAME
+//	dial NAME NS APP PORT             a TLS connection to a pod of APP as a sidecar makes it, with NAME's certificate
+//	load NAME NS APP TO SERVICE RATE  begins to send RATE requests a second from a pod of APP in NS to SERVICE in namespace TO
+//	unload NAME                       ends that, and prints how many were lost
+//	unloadless NAME NS APP            the same, less those that APP in NS cut off itself, by the access log of its sidecar
+//	rights PLANE NS…                  what PLANE may do with the resources of namespaces that discovery lists
+//
+// An error is printed too, and ends the command with code 1.
+
+func (r *run) enrol(a []string) {
+	r.client("enrol", a, func(ctx context.Context, k kubernetes.Interface) (string, error) {
+		of, err := r.o.Names.plane(a[3])
+		if err != nil {
 			return "", err
-		}),
-		"unload": command("unload NAME [NS APP]", 1, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
-			l := r.loads[a[0]]
-			if l == nil {
-				return "", fmt.Errorf("there is no load %s", a[0])
-			}
-			delete(r.loads, a[0])
-			if len(a) == 1 {
-				return l.stop(""), nil
-			}
-			l.stop("") // the log has all of them when the last has ended
-			log, err := proxyLog(ctx, k, a[1], a[2])
-			return l.stop(log), err
-		}),
-		"rights": command("rights PLANE NS…", 2, func(ctx context.Context, k kubernetes.Interface, a []string) (string, error) {
-			p, err := r.o.Names.plane(a[0])
-			if err != nil {
-				return "", err
-			}
-			return rights(ctx, k, p, a[1:])
-		}),
+		}
+		to, err := r.o.Names.plane(a[4])
+		if err != nil {
+			return "", err
+		}
+		out, leaf, err := enrol(ctx, k, a[1], a[2], of, to)
+		r.leaves[a[0]] = leaf
+		return out, err
+	})
+}
+
+func (r *run) dial(a []string) {
+	r.client("dial", a, func(ctx context.Context, k kubernetes.Interface) (string, error) {
+		leaf := r.leaves[a[0]]
+		if leaf == nil {
+			return "", fmt.Errorf("there is no certificate of %s", a[0])
+		}
+		return dial(ctx, k, leaf, a[1], a[2], a[3])
+	})
+}
+
+func (r *run) load(a []string) {
+	r.client("load", a, func(ctx context.Context, k kubernetes.Interface) (string, error) {
+		l, err := startLoad(r.ctx, k, a[1], a[2], a[3], a[4], a[5]) // it goes on
+		if err == nil {
+			r.loads[a[0]] = l
+		}
+		return "", err
+	})
+}
+
+func (r *run) unload(a []string) {
+	r.client("unload", a, func(context.Context, kubernetes.Interface) (string, error) {
+		l, err := r.unloaded(a[0])
+		if err != nil {
+			return "", err
+		}
+		return l.stop(""), nil
+	})
+}
+
+func (r *run) unloadless(a []string) {
+	r.client("unloadless", a, func(ctx context.Context, k kubernetes.Interface) (string, error) {
+		l, err := r.unloaded(a[0])
+		if err != nil {
+			return "", err
+		}
+		l.stop("") // the log has all of them when the last has ended
+		log, err := proxyLog(ctx, k, a[1], a[2])
+		return l.stop(log), err
+	})
+}
+
+// unloaded takes a load from those under way.
+func (r *run) unloaded(name string) (*load, error) {
+	l := r.loads[name]
+	if l == nil {
+		return nil, fmt.Errorf("there is no load %s", name)
 	}
+	delete(r.loads, name)
+	return l, nil
+}
+
+func (r *run) rights(a []string) {
+	r.client("rights", a, func(ctx context.Context, k kubernetes.Interface) (string, error) {
+		p, err := r.o.Names.plane(a[0])
+		if err != nil {
+			return "", err
+		}
+		return rights(ctx, k, p, a[1:])
+	})
+}
+
+// client runs what needs a client of the cluster.
+func (r *run) client(name string, a []string, f func(context.Context, kubernetes.Interface) (string, error)) {
+	ctx, cancel := context.WithTimeout(r.ctx, lineEnds)
+	defer cancel()
+	r.output, r.code = "", 0
+	k, err := newClient(r.o.Kubeconfig)
+	if err == nil {
+		r.output, err = f(ctx, k)
+	}
+	if err != nil {
+		r.output, r.code = r.output+err.Error()+"\n", 1
+	}
+	if r.o.Verbose {
+		fmt.Fprintf(r.o.Out, "$ %s %s\n%s", name, strings.Join(a, " "), r.output)
+	}
+}
+
+func newClient(kubeconfig string) (kubernetes.Interface, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	config.QPS = -1 // no limit
+	return kubernetes.NewForConfig(config)
 }
 
 // proxyLog returns what the sidecars of an app's pods have logged.

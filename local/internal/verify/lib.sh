@@ -16,6 +16,9 @@ settled() {
   done
 }
 
+# typed TEXT COMMAND… runs a command on a terminal, on which TEXT is typed.
+typed() { script --quiet --return --command "${*:2}" /dev/null <<<"$1"; }
+
 # root prints whom the second mesh trusts.
 root() { oc -n {{.App2}} get cm istio-ca-root-cert -o jsonpath='{.data.root-cert\.pem}'; }
 
