@@ -57,7 +57,7 @@ func Kubectl(instanceName, name string, args []string) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	c := command.Context{Cache: inst.KubectlCache(), Checkout: findCheckout()}
+	c := command.Context{Local: localKubeconfigs(), Cache: inst.KubectlCache(), Checkout: findCheckout()}
 	switch s, err := inst.Load(); {
 	case err == nil:
 		c.Kubeconfig = inst.Cluster(s, 1).Kubeconfig()
@@ -81,6 +81,18 @@ func Kubectl(instanceName, name string, args []string) (code int, err error) {
 	}
 	os.Args = append([]string{"kubectl"}, args...)
 	return component.Main("kubectl")(), nil
+}
+
+// localKubeconfigs returns those of the instances that this user may look at.
+func localKubeconfigs() []string {
+	all, _ := instance.All() // who may not look has none
+	var files []string
+	for _, i := range all {
+		if s, err := i.Load(); err == nil {
+			files = append(files, i.Cluster(s, 1).Kubeconfig())
+		}
+	}
+	return files
 }
 
 func kubectlCommand(o *options, name string) *cobra.Command {
