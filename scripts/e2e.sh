@@ -16,8 +16,11 @@ step "parts, with real Envoys, network namespaces and an API server"
 local down && local up --nodes 0 --controllers
 HEDDLE_ENVOY="$(go -C local run ./cmd/image -envoy)" KUBECONFIG="$(local kubeconfig)" go test -tags e2e -count=1 -p 1 ./...
 
-step "S1, with its clean-up"
+step "where nothing was done every row of every script is red"
 fresh
+local verify --all-red
+
+step "S1, with its clean-up"
 local verify s1
 
 step "S0, as its document has it"

@@ -66,7 +66,7 @@ leaves everything as the script leaves it. Scripts: ` + strings.Join(verify.Scri
 				return fmt.Errorf("--selectors %s: there are %s", v.Selectors, strings.Join(verify.SelectorForms, ", "))
 			}
 			if len(args) == 0 {
-				args = verify.Scripts()
+				args, v.OwnRows = verify.Scripts(), true // the others are looked at in the script that they come from
 			}
 			var wrong []error
 			for _, v.Script = range args {

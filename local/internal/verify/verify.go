@@ -70,6 +70,7 @@ type Options struct {
 	Out        io.Writer // gets the table and, for red rows, what was seen
 	Verbose    bool      // print each line that is run
 	LookOnly   bool      // change nothing (leave out every `do`) and wait for nothing
+	OwnRows    bool      // leave out rows that the script includes from another one
 }
 
 // path finds heddle, istioctl, oc and kubectl of the checkout first.
@@ -155,6 +156,9 @@ func runText(ctx context.Context, o Options, text []byte) ([]Row, error) {
 	}()
 	fmt.Fprintf(o.Out, "%-8s  %-88s  %-4s  %s\n", "ITEM", "TO BE SEEN", "SEEN", "TIME")
 	for _, spec := range s.rows {
+		if file, _, _ := strings.Cut(spec.place, ":"); o.OwnRows && file != o.Script+".txtar" {
+			continue
+		}
 		r.look(spec)
 		if err := ctx.Err(); err != nil {
 			return r.rows, fmt.Errorf("script %s ended at row %s: %w", o.Script, spec.id, err)

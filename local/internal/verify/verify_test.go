@@ -53,9 +53,14 @@ func TestScriptsRenderWithOtherNames(t *testing.T) {
 // Every script is without fault, and each of its lines knows where it stands.
 func TestScriptsAreRead(t *testing.T) {
 	all(t, func(t *testing.T, o Options, text []byte) {
-		dir := t.TempDir()
-		if _, err := read(o.Script, text, dir); err != nil {
+		s, err := read(o.Script, text, t.TempDir())
+		if err != nil {
 			t.Fatal(err)
+		}
+		for _, r := range s.rows { // or --all-red would look at it nowhere
+			if file, _, _ := strings.Cut(r.place, ":"); !slices.Contains(Scripts(), strings.TrimSuffix(file, ".txtar")) {
+				t.Errorf("row %s stands in %s, which is no script", r.id, file)
+			}
 		}
 		lines, err := split(o.Script, text, t.TempDir())
 		if err != nil {
@@ -319,6 +324,17 @@ out one
 	}
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("a red row was looked at on and on, for %s", took)
+	}
+}
+
+// Rows of another script can be left out, where that one is run too.
+func TestOwnRows(t *testing.T) {
+	text := withPlaces("t.txtar", "row A a\nrun 'echo one'\nout one\n") + withPlaces("other.txtar", "row B b\nrun 'echo one'\nout one\n")
+	for own, want := range map[bool]int{false: 2, true: 1} {
+		rows, err := runText(t.Context(), Options{Script: "t", Checkout: t.TempDir(), Out: io.Discard, OwnRows: own}, []byte(text))
+		if err != nil || len(rows) != want || rows[0].ID != "A" {
+			t.Errorf("own: %t: rows %v, error %v", own, rows, err)
+		}
 	}
 }
 
