@@ -95,7 +95,7 @@ func (r *run) dial(a []string) {
 }
 
 func (r *run) load(a []string) {
-	r.client("load", a, func(ctx context.Context, k kubernetes.Interface) (string, error) {
+	r.client("load", a, func(_ context.Context, k kubernetes.Interface) (string, error) {
 		l, err := startLoad(r.ctx, k, a[1], a[2], a[3], a[4], a[5]) // it goes on
 		if err == nil {
 			r.loads[a[0]] = l

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -139,7 +140,7 @@ func read(name string, text []byte, dir string) (*script, error) {
 	}
 	var current *row
 	var last *action
-	kept, ids, events := map[string]*line{}, map[string]string{}, map[string]bool{}
+	ids, kept, unused, events := map[string]string{}, map[string]bool{}, map[string]line{}, map[string]bool{}
 	for _, l := range lines {
 		c, known := commands[l.words[0]]
 		if !known {
@@ -185,13 +186,12 @@ func read(name string, text []byte, dir string) (*script, error) {
 		case "code":
 			last.judgesCode = true
 		case "keep":
-			kept[args[0]] = &l
+			kept[args[0]], unused[args[0]] = true, l
 		case "same", "differs":
-			if kept[args[0]] == nil {
+			if !kept[args[0]] {
 				fault(l.place, "nothing is kept as %s before", args[0])
-			} else {
-				kept[args[0]].place = "" // it is used
 			}
+			delete(unused, args[0])
 		case "event":
 			events[args[0]] = true
 		case "until":
@@ -200,10 +200,8 @@ func read(name string, text []byte, dir string) (*script, error) {
 			}
 		}
 	}
-	for name, l := range kept {
-		if l.place != "" {
-			fault(l.place, "nothing is compared with what is kept as %s", name)
-		}
+	for _, name := range slices.Sorted(maps.Keys(unused)) {
+		fault(unused[name].place, "nothing is compared with what is kept as %s", name)
 	}
 	for _, r := range s.rows {
 		if !r.judged {

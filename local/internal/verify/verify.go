@@ -200,6 +200,9 @@ func (r *run) look(spec *row) {
 		}
 		r.act(a)
 	}
+	if r.ctx.Err() != nil {
+		return // it was not seen to its end
+	}
 	r.current.Took = time.Since(began)
 	seen := "yes"
 	switch {
@@ -219,7 +222,7 @@ func (r *run) act(a *action) {
 	} else {
 		a.act(r, args)
 	}
-	if (a.role == looks || a.role == changes) && !a.judgesCode && r.code > 0 {
+	if (a.role == looks || a.role == changes) && !a.judgesCode && r.code != 0 && r.code != notDone {
 		r.red(fmt.Sprintf("exit code %d", r.code))
 	}
 	for _, u := range a.uses {
@@ -377,7 +380,7 @@ func (r *run) shell(line string, end time.Time) {
 	switch exit := (*exec.ExitError)(nil); {
 	case ctx.Err() != nil:
 		r.code, r.output = 1, r.output+"killed, as it had not ended\n"
-	case errors.As(err, &exit):
+	case errors.As(err, &exit) && exit.Exited():
 		r.code = exit.ExitCode()
 	case err != nil:
 		r.code, r.output = 1, r.output+err.Error()+"\n"

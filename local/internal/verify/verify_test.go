@@ -246,8 +246,11 @@ notout one
 row G 'no cluster to ask'
 rights 1 ns
 notout x
-`); got != "ABCDFG" {
-		t.Errorf("red are %s, want ABCDFG", got)
+row H 'what was killed'
+run 'echo one; kill -9 $$'
+out one
+`); got != "ABCDFGH" {
+		t.Errorf("red are %s, want ABCDFGH", got)
 	}
 }
 
@@ -286,7 +289,17 @@ func TestInterruptedRun(t *testing.T) {
 	const script = "row A a\nrun 'echo one'\nout one\nrow B b\nuntil 1h 'echo one' two\n"
 	rows, err := runText(ctx, Options{Script: "t", Checkout: t.TempDir(), Out: out}, []byte(script))
 	if !errors.Is(err, context.Canceled) || len(rows) != 1 {
-		t.Errorf("%d rows, error %v", len(rows), err)
+		t.Errorf("interrupted between rows: %d rows, error %v", len(rows), err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	out = writer(func(b []byte) {
+		if bytes.HasPrefix(b, []byte("$ echo")) {
+			cancel()
+		}
+	})
+	rows, err = runText(ctx, Options{Script: "t", Checkout: t.TempDir(), Out: out, Verbose: true}, []byte(script))
+	if !errors.Is(err, context.Canceled) || len(rows) != 0 {
+		t.Errorf("interrupted in a row: %d rows, error %v", len(rows), err)
 	}
 }
 
