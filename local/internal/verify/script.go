@@ -204,19 +204,26 @@ func read(name string, text []byte, dir string) (*script, error) {
 		fault(unused[name].place, "nothing is compared with what is kept as %s", name)
 	}
 	for _, r := range s.rows {
-		if !r.judged {
-			fault(r.place, "row %s checks nothing", r.id)
-		}
-		for _, a := range r.actions {
-			if a.role == looks && len(a.uses) == 0 {
-				fault(a.place, "nobody looks at what %s prints", a.words[0])
-			}
-		}
+		faults = append(faults, r.proves())
 	}
 	if len(s.rows) == 0 {
 		fault(name, "there is no row")
 	}
 	return s, errors.Join(faults...)
+}
+
+// proves returns an error for what of a row could not make it red.
+func (r *row) proves() error {
+	var faults []error
+	if !r.judged {
+		faults = append(faults, fmt.Errorf("%s: row %s checks nothing", r.place, r.id))
+	}
+	for _, a := range r.actions {
+		if a.role == looks && len(a.uses) == 0 {
+			faults = append(faults, fmt.Errorf("%s: nobody looks at what %s prints", a.place, a.words[0]))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // split has testscript split a script into words and write its files to dir. Each line reaches it as the words of one
@@ -313,7 +320,13 @@ func (c command) fits(args []string) error {
 
 // kinds says what an argument must be, by its name in the usage; what is not here may be anything.
 var kinds = map[string]func(string) error{
-	"REGEXP":    func(a string) error { _, err := regexp.Compile(a); return err },
+	"REGEXP": func(a string) error {
+		e, err := compile(a)
+		if err == nil && e.MatchString("") && e.MatchString("anything") {
+			err = errors.New("it matches anything")
+		}
+		return err
+	},
 	"N":         func(a string) error { _, err := strconv.ParseUint(a, 10, 16); return err },
 	"PLANE":     func(a string) error { _, err := Names{}.plane(a); return err },
 	"MESH":      func(a string) error { _, err := Names{}.plane(a); return err },
@@ -328,6 +341,9 @@ var kinds = map[string]func(string) error{
 		return err
 	},
 }
+
+// compile reads a pattern, whose anchors are those of lines.
+func compile(pattern string) (*regexp.Regexp, error) { return regexp.Compile("(?m)" + pattern) }
 
 func oneOf(a string, all ...string) error {
 	if !slices.Contains(all, a) {

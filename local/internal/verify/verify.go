@@ -348,8 +348,14 @@ func (r *run) until(a []string) {
 	}
 }
 
-// expression returns a pattern of a script that was read.
-func expression(p string) *regexp.Regexp { return regexp.MustCompile("(?m)" + p) }
+// expression returns a pattern of a script that was read, which is valid.
+func expression(pattern string) *regexp.Regexp {
+	e, err := compile(pattern)
+	if err != nil {
+		panic(err)
+	}
+	return e
+}
 
 // missing returns the first of patterns that an output does not match.
 func missing(output string, patterns []string) string {

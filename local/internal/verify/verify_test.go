@@ -94,6 +94,7 @@ func TestFaultsOfScripts(t *testing.T) {
 		{"an invalid pattern", "run true\nout '('", `t.txtar:4: REGEXP "(": error parsing regexp`},
 		{"an invalid pattern among others", "run true\nnotout a 'b)' c", `t.txtar:4: REGEXP "b)"`},
 		{"an invalid pattern to wait for", "until 1s true '['", `t.txtar:3: REGEXP "["`},
+		{"a pattern that matches anything", "run true\nout '.*'", `t.txtar:4: REGEXP ".*": it matches anything`},
 		{"too few arguments", "run true\ncount 7", `t.txtar:4: 1 arguments; usage: count N REGEXP`},
 		{"too many arguments", "run echo one\nout one", `t.txtar:3: 2 arguments; usage: run LINE`},
 		{"a pattern that is missing", "run true\nout", `t.txtar:4: 0 arguments`},
