@@ -83,9 +83,6 @@ func (v *Verdict) strict(at string, raw json.RawMessage, m protoreflect.MessageD
 	}
 	taken := map[protoreflect.FullName]string{} // by a field, or a choice of fields, under the name that the user wrote
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if len(v.findings) > mostTold {
-			return
-		}
 		at, value := at+"."+name, fields[name]
 		f := m.Fields().ByJSONName(name)
 		if f == nil {
@@ -93,6 +90,9 @@ func (v *Verdict) strict(at string, raw json.RawMessage, m protoreflect.MessageD
 		}
 		if f == nil {
 			v.fault(at, ReasonUndecodable, "unknown field")
+			if len(v.findings) > mostTold {
+				return // no more is told
+			}
 			continue
 		}
 		if isNull(value) {
@@ -135,6 +135,7 @@ func (v *Verdict) strict(at string, raw json.RawMessage, m protoreflect.MessageD
 // value is strict for one value of a field. Of plain ones the decoder says enough.
 func (v *Verdict) value(at string, raw json.RawMessage, f protoreflect.FieldDescriptor) {
 	switch {
+	case len(v.findings) > mostTold: // no more is told
 	case isNull(raw):
 		v.fault(at, ReasonUndecodable, "must not be null")
 	case f.Message() != nil:

@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,28 @@ func TestDecodeStrict(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However much is wrong, little of it is told.
+func TestDecodeBounded(t *testing.T) {
+	for name, spec := range map[string]string{
+		"nulls":   `{"http":[` + strings.Repeat("null,", 10_000) + `null]}`,
+		"unknown": `{"a":1` + unknown(10_000) + `}`,
+		"long":    `{"` + strings.Repeat("a", 100_000) + `":1}`,
+	} {
+		v := decode("spec", []byte(spec), &networking.VirtualService{})
+		if n, text := len(v.findings), v.Err().Error(); n > mostTold+1 || len(text) > (mostTold+2)*mostText {
+			t.Errorf("%s: %d findings, %d characters", name, n, len(text))
+		}
+	}
+}
+
+func unknown(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `,"a%d":1`, i)
+	}
+	return b.String()
 }
 
 // Free-form fields take anything, but not without end: each level costs the decoder a pass over what is inside.

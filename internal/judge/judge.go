@@ -38,12 +38,13 @@ const (
 	ReasonMore        = "More"       // there are more findings than are told
 )
 
-// String begins with the field.
+// String begins with the field. It is bounded, as names and values are what a user wrote.
 func (f Finding) String() string {
-	if f.Field == "" {
-		return f.Message
+	text := f.Message
+	if f.Field != "" {
+		text = f.Field + ": " + text
 	}
-	return f.Field + ": " + f.Message
+	return fmt.Sprintf("%.*s", mostText, text)
 }
 
 // Verdict is all there is to say about one object, in an order that depends on the object alone. The zero value says nothing.
@@ -72,8 +73,11 @@ func (v *Verdict) warn(field, reason, format string, a ...any) {
 // Has reports whether field was found to be what reason says.
 func (v Verdict) Has(field, reason string) bool { return v.about[about{field, reason}] }
 
-// mostTold bounds what is told of one object: who writes it chooses how much is wrong.
-const mostTold = 20
+// What is told of one object is bounded: who writes it chooses how much is wrong.
+const (
+	mostTold = 20  // findings
+	mostText = 500 // characters of one
+)
 
 func bounded(all []Finding) []Finding {
 	if more := len(all) - mostTold; more > 0 {
