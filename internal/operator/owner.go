@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/selection"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -47,11 +48,13 @@ func operatorOwner() owner { return owner{operatorName, labelPartOf, partOf} }
 // owns reports whether o was written in this name.
 func (w owner) owns(o client.Object) bool {
 	labels := o.GetLabels()
-	if labels[labelMesh] != "" && w.label != labelPartOf {
-		// A tag's objects have the label of its mesh too.
+	switch {
+	case w.label == labelPartOf && labels[labelPartOf] == w.value:
+		return true
+	case w.label != labelPartOf && labels[labelMesh] != "": // a tag's objects have the label of its mesh too
 		return labels[w.label] == w.value && (w.label == labelTag || labels[labelTag] == "")
 	}
-	return w.label == labelPartOf && labels[w.label] == w.value || slices.ContainsFunc(o.GetManagedFields(), func(m metav1.ManagedFieldsEntry) bool {
+	return slices.ContainsFunc(o.GetManagedFields(), func(m metav1.ManagedFieldsEntry) bool {
 		return m.Manager == w.manager && m.Operation == metav1.ManagedFieldsOperationApply
 	})
 }
@@ -169,11 +172,11 @@ func (w writer) giveBack(ctx context.Context, u *unstructured.Unstructured) erro
 	empty.SetName(u.GetName())
 	empty.SetNamespace(u.GetNamespace())
 	empty.SetUID(u.GetUID())
-	conflict := apierrors.NewConflict(rbacv1.Resource(strings.ToLower(u.GetKind())), u.GetName(), errors.New("somebody else has made it just now"))
 	if err := w.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(empty), client.FieldOwner(w.owner.manager)); err != nil {
 		return fmt.Errorf("give %s %s back: %w", u.GetKind(), name(u), err)
 	}
-	return conflict
+	kind := schema.GroupResource{Group: u.GroupVersionKind().Group, Resource: strings.ToLower(u.GetKind())}
+	return apierrors.NewConflict(kind, u.GetName(), errors.New("somebody else has made it just now"))
 }
 
 // remove deletes an object if it is there and was written in this name.

@@ -158,7 +158,7 @@ func (p Plane) dependencies() (kind string, status metav1.ConditionStatus, reaso
 	case value("pilot", "env", "PILOT_ENABLE_AMBIENT") == "true" || value("profile") == "ambient":
 		return healthy, metav1.ConditionFalse, "ZTunnelNotFound", "ambient mode" + fmt.Sprintf(lacks, "a ZTunnel") + "pods get sidecars only"
 	case cni == "true" || value("global", "platform") == "openshift" && cni != "false":
-		return healthy, metav1.ConditionFalse, "IstioCNINotFound", "pilot.cni.enabled" + fmt.Sprintf(lacks, "an IstioCNI") + "pods are redirected by their init container"
+		return healthy, metav1.ConditionFalse, "IstioCNINotFound", "pilot.cni.enabled, which global.platform openshift implies," + fmt.Sprintf(lacks, "an IstioCNI") + "pods are redirected by their init container"
 	}
 	return healthy, metav1.ConditionTrue, healthy, ""
 }
