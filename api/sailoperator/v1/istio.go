@@ -51,7 +51,7 @@ type IstioSpec struct {
 	// +optional
 	UpdateStrategy UpdateStrategy `json:"updateStrategy,omitempty"`
 	// Profile names preset values that Values override.
-	// +kubebuilder:validation:Enum=ambient;default;demo;empty;external;openshift;openshift-ambient;preview;remote;stable
+	// +kubebuilder:validation:Enum=default;demo;empty;openshift;stable
 	// +optional
 	Profile string `json:"profile,omitempty"`
 	// Namespace is the mesh's system namespace. It must exist and belongs to one mesh only.
@@ -69,7 +69,7 @@ type IstioSpec struct {
 type UpdateStrategy struct {
 	// Type: InPlace keeps one revision, named as the Istio object.
 	// +kubebuilder:default=InPlace
-	// +kubebuilder:validation:Enum=InPlace;RevisionBased
+	// +kubebuilder:validation:Enum=InPlace
 	// +optional
 	Type string `json:"type,omitempty"`
 	// InactiveRevisionDeletionGracePeriodSeconds is how long an unused revision is kept, 30 s unless set.
