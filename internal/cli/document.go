@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"helm.sh/helm/v3/pkg/strvals"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -20,6 +22,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/operator"
 )
 
 // document is an IstioOperator: a file format of istioctl's, never an object of the cluster.
@@ -72,20 +75,10 @@ func readDocument(texts [][]byte, sets []string) (document, error) {
 			merge(merged, m)
 		}
 	}
-	for _, s := range sets {
-		path, value, ok := strings.Cut(s, "=")
-		if !ok {
-			return document{}, fmt.Errorf("--set %s: want path=value", s)
+	if len(sets) > 0 {
+		if err := setAll(subMap(merged, "spec"), sets); err != nil {
+			return document{}, err
 		}
-		var v any = value
-		if json.Unmarshal([]byte(value), &v) != nil { // not YAML, to which n is false
-			v = value
-		}
-		keys := append([]string{"spec"}, strings.Split(path, ".")...)
-		for _, k := range slices.Backward(keys) {
-			v = map[string]any{k: v}
-		}
-		merge(merged, v.(map[string]any))
 	}
 	var d document
 	j, err := json.Marshal(merged)
@@ -101,6 +94,102 @@ func readDocument(texts [][]byte, sets []string) (document, error) {
 		return d, fmt.Errorf("the document is %s %s; install takes IstioOperator of install.istio.io/v1alpha1 (an Istio of sailoperator.io is for kubectl apply)", d.APIVersion, d.Kind)
 	}
 	return d, nil
+}
+
+// setAll lays --set expressions over spec. Helm reads them, as everywhere where values are written so; of which type a value
+// is the place decides that it is for: clusterName=1.10 is text.
+func setAll(spec map[string]any, sets []string) error {
+	for _, set := range sets {
+		for _, s := range splitSets(set) {
+			path, _, ok := strings.Cut(s, "=")
+			var fault string
+			switch {
+			case !ok:
+				fault = `want path=value; a comma begins the next setting, one that belongs to a value is written \,`
+			case strings.Contains(path, ".["):
+				fault = "write the index without a dot before it: " + strings.ReplaceAll(path, ".[", "[")
+			case chosen.MatchString(path):
+				fault = "items of a list are chosen by their number (a[0].b=c), not by what they contain; or write the list in a document for -f"
+			case strings.HasPrefix(path, "spec."):
+				fault = "paths begin below spec: " + strings.TrimPrefix(path, "spec.")
+			case slices.Contains(strings.Split(path, "."), ""):
+				fault = `a name of the path is empty; a dot that belongs to a name is written \.`
+			default:
+				if err := strvals.ParseIntoFile(s, spec, func(text []rune) (any, error) { return given(text), nil }); err != nil {
+					fault = err.Error()
+				}
+			}
+			if fault != "" {
+				return fmt.Errorf("--set %s: %s", s, fault)
+			}
+		}
+	}
+	for name, v := range spec {
+		switch name {
+		case "values":
+			spec[name] = settle(v, nil)
+		case "meshConfig":
+			spec[name] = settle(v, []string{name})
+		case "components", "unvalidatedValues":
+			spec[name] = settle(v, []string{""})
+		default: // revision, profile, namespace, hub, tag …
+			if g, ok := v.(given); ok {
+				spec[name] = string(g)
+			}
+		}
+	}
+	return nil
+}
+
+// given is a value as --set has it, until it is known what its place takes.
+type given string
+
+// chosen is how istioctl's own paths choose an item of a list: [name:x].
+var chosen = regexp.MustCompile(`\[[0-9]*[^]0-9]|\[\]`)
+
+// splitSets parts a=b,c=d where Helm would.
+func splitSets(set string) (out []string) {
+	begin, braced := 0, false
+	for i := 0; i < len(set); i++ {
+		switch {
+		case set[i] == '\\':
+			i++
+		case set[i] == '{' && i > 0 && set[i-1] == '=':
+			braced = true
+		case set[i] == '}':
+			braced = false
+		case set[i] == ',' && !braced:
+			out, begin = append(out, set[begin:i]), i+1
+		}
+	}
+	return append(out, set[begin:])
+}
+
+// settle gives what --set has put into v the types of their places; path is where v stands among the values.
+func settle(v any, path []string) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for name := range v {
+			v[name] = settle(v[name], append(slices.Clip(path), name))
+		}
+	case []any:
+		for i := range v {
+			v[i] = settle(v[i], append(slices.Clip(path), operator.Item))
+		}
+	case given:
+		return operator.Typed(path, string(v))
+	}
+	return v
+}
+
+// subMap returns the map at name, made if there is none.
+func subMap(m map[string]any, name string) map[string]any {
+	s, ok := m[name].(map[string]any)
+	if !ok {
+		s = map[string]any{}
+		m[name] = s
+	}
+	return s
 }
 
 // planOf translates a document. A revision given as a flag wins over the document, a namespace is for one that names none.
@@ -171,24 +260,29 @@ func (p *plan) components(components map[string]any) error {
 	return errors.Join(faults...)
 }
 
-// env turns the scalars of pilot.env, which documents leave unquoted, into the strings that a container takes.
+// env turns scalars into text where a container takes nothing else and documents leave them unquoted: pilot.env and
+// proxyMetadata.
 func (p *plan) env() error {
-	pilot, _ := p.values["pilot"].(map[string]any)
-	env, _ := pilot["env"].(map[string]any)
-	for _, k := range slices.Sorted(maps.Keys(env)) {
-		switch v := env[k].(type) {
-		case string:
-		case bool:
-			env[k] = strconv.FormatBool(v)
-		case int64:
-			env[k] = strconv.FormatInt(v, 10)
-		case float64:
-			env[k] = strconv.FormatFloat(v, 'f', -1, 64)
-		default:
-			return fmt.Errorf("spec.values.pilot.env.%s: want a string, a number or a boolean", k)
+	for _, path := range [][]string{{"pilot", "env"}, {"meshConfig", "defaultConfig", "proxyMetadata"}} {
+		m := p.values
+		for _, name := range path {
+			m, _ = m[name].(map[string]any)
 		}
-		if k == "ENABLE_ENHANCED_RESOURCE_SCOPING" {
-			p.note("spec.values.pilot.env.%s has no effect: resources are always scoped by the discovery selectors", k)
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			switch v := m[k].(type) {
+			case string, nil:
+			case bool:
+				m[k] = strconv.FormatBool(v)
+			case int64:
+				m[k] = strconv.FormatInt(v, 10)
+			case float64:
+				m[k] = strconv.FormatFloat(v, 'f', -1, 64)
+			default:
+				return fmt.Errorf("spec.values.%s.%s: want a string, a number or a boolean", strings.Join(path, "."), k)
+			}
+			if k == "ENABLE_ENHANCED_RESOURCE_SCOPING" {
+				p.note("spec.values.pilot.env.%s has no effect: resources are always scoped by the discovery selectors", k)
+			}
 		}
 	}
 	return nil

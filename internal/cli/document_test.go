@@ -103,6 +103,13 @@ func TestPlan(t *testing.T) {
 		{name: "no pilot", texts: []string{head + "spec: {components: {pilot: {enabled: false}}}"}, err: "spec.components.pilot"},
 		{name: "a map in env", texts: []string{head + "spec: {values: {pilot: {env: {A: {b: c}}}}}"}, err: "pilot.env.A"},
 		{name: "set without value", sets: []string{"a.b"}, err: "--set a.b: want path=value"},
+		{name: "an unescaped comma", sets: []string{"values.global.proxy.includeIPRanges=10.0.0.0/8,10.1.0.0/16"}, err: `--set 10.1.0.0/16: want path=value; a comma begins the next setting, one that belongs to a value is written \,`},
+		{name: "istioctl's index", sets: []string{"meshConfig.discoverySelectors.[0].matchLabels.x=y"}, err: "write the index without a dot before it: meshConfig.discoverySelectors[0].matchLabels.x"},
+		{name: "istioctl's index after a comma", sets: []string{"revision=a,meshConfig.discoverySelectors.[0].matchLabels.x=y"}, err: "without a dot before it"},
+		{name: "istioctl's choice", sets: []string{"components.ingressGateways[name:g].enabled=true"}, err: "items of a list are chosen by their number"},
+		{name: "below spec", sets: []string{"spec.revision=x"}, err: "paths begin below spec: revision"},
+		{name: "an empty name", sets: []string{"values..x=y"}, err: "a name of the path is empty"},
+		{name: "no list", texts: []string{head + "spec: {meshConfig: {discoverySelectors: {}}}"}, sets: []string{"meshConfig.discoverySelectors[0].matchLabels.x=y"}, err: "--set meshConfig.discoverySelectors[0].matchLabels.x=y: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p, err := planText(t, c.namespace, c.revision, c.sets, c.texts...)
@@ -116,5 +123,76 @@ func TestPlan(t *testing.T) {
 				t.Errorf("%q %v, want %q", got, err, c.want)
 			}
 		})
+	}
+}
+
+// L1: --set is read as Helm reads it, and has the type that its place takes.
+func TestSet(t *testing.T) {
+	document := "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec: {meshConfig: {discoverySelectors: [{matchLabels: {a: b}}]," +
+		" defaultConfig: {proxyMetadata: {A: true, B: 0.5}}}}"
+	p, err := planText(t, "", "", []string{
+		"meshConfig.discoverySelectors[0].matchLabels.x=y", `meshConfig.discoverySelectors[1].matchLabels.app\.kubernetes\.io/name=1`,
+		"values.global.multiCluster.clusterName=1.10,values.global.network=7", "values.global.configValidation=false", "values.pilot.traceSampling=1.0",
+		"values.pilot.autoscaleMin=2", "values.pilot.env.A=true", `values.pilot.nodeSelector.kubernetes\.io/os=007`, "values.pilot.resources.requests.cpu=500m",
+		`values.global.proxy.includeIPRanges=10.0.0.0/8\,10.1.0.0/16`, "values.global.imagePullSecrets={1,b}", "meshConfig.accessLogFile=/dev/stdout",
+		"meshConfig.defaultConfig.concurrency=2", "meshConfig.defaultConfig.proxyMetadata.C=1", "values.cni.x=1.10", "values.cni.y=1", "revision=1",
+		"values.global.proxy.lifecycle=null", "values.global.meshID=a=b",
+	}, document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := yaml.Marshal(p.istio().Object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `apiVersion: sailoperator.io/v1
+kind: Istio
+metadata:
+  name: "1"
+spec:
+  namespace: istio-system
+  values:
+    cni:
+      x: "1.10"
+      "y": 1
+    global:
+      configValidation: false
+      imagePullSecrets:
+      - "1"
+      - b
+      meshID: a=b
+      multiCluster:
+        clusterName: "1.10"
+      network: "7"
+      proxy:
+        includeIPRanges: 10.0.0.0/8,10.1.0.0/16
+        lifecycle: null
+    meshConfig:
+      accessLogFile: /dev/stdout
+      defaultConfig:
+        concurrency: 2
+        proxyMetadata:
+          A: "true"
+          B: "0.5"
+          C: "1"
+      discoverySelectors:
+      - matchLabels:
+          a: b
+          x: "y"
+      - matchLabels:
+          app.kubernetes.io/name: "1"
+    pilot:
+      autoscaleMin: 2
+      env:
+        A: "true"
+      nodeSelector:
+        kubernetes.io/os: "007"
+      resources:
+        requests:
+          cpu: 500m
+      traceSampling: 1
+`
+	if d := cmp.Diff(want, string(got)); d != "" {
+		t.Errorf("-want +got\n%s", d)
 	}
 }

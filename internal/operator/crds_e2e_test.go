@@ -35,7 +35,7 @@ func TestSchemaOfAnIstio(t *testing.T) {
 		profile: ambient, updateStrategy: {type: RevisionBased}, values: {meshConfig: {discoverySelectors: [{matchLabel: {a: b}}]}, pilot: {autoscaleMin: 0}}}}`), &stored.Object))
 	must(t, Apply(t.Context(), config, loose(t, objects)))
 	eventually(t, func() error { return c.Create(t.Context(), stored) })
-	defer func() { must(t, c.Delete(context.Background(), stored)) }()
+	defer func() { must(t, c.Delete(context.WithoutCancel(t.Context()), stored)) }()
 	must(t, Apply(t.Context(), config, objects))
 
 	create := func(spec string) (*unstructured.Unstructured, error) {

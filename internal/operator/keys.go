@@ -37,7 +37,7 @@ type key struct {
 // and for meshConfig the descriptors of istio.io/api. What belongs to components that an Istio object does not install (cni,
 // ztunnel, gateways) is not looked into.
 var chart = sync.OnceValue(func() key {
-	resources, affinity, tolerations, names := object[corev1.ResourceRequirements](), object[corev1.Affinity](), object[[]corev1.Toleration](), object[map[string]string]()
+	resources, affinity, tolerations, names := object[corev1.ResourceRequirements](), object[corev1.Affinity](), object[[]corev1.Toleration](), key{each: &text}
 	selectors := object[[]metav1.LabelSelector]().and(labelSelectors)
 	texts := listOf(text)
 	utilization := group(map[string]key{"targetAverageUtilization": acted(count)})
@@ -439,4 +439,35 @@ func (k key) unused(path string, v any) (out []string) {
 		}
 	}
 	return out
+}
+
+// Item stands for any item of a list in a path of values.
+const Item = "[]"
+
+// Typed is what a text stands for that was written without a type at a place among the values: what that takes, if the text
+// is such a one, else the text.
+func Typed(path []string, text string) any {
+	k := chart()
+	for _, name := range path {
+		if k.list && name == Item {
+			k = *k.each
+			continue
+		}
+		k, _ = k.at(name)
+	}
+	var v any
+	err := json.Unmarshal([]byte(text), &v)
+	switch {
+	case text == "null":
+		return nil // as Helm: not set
+	case err != nil || k.is != nil && k.is("x") == nil: // any text will do
+		return text
+	case k.is == nil: // anything: a number only if it says all of the text, which 1.10 does not
+		if j, err := json.Marshal(v); err != nil || string(j) != text {
+			return text
+		}
+	case k.is(v) != nil:
+		return text
+	}
+	return v
 }

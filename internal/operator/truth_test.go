@@ -263,8 +263,11 @@ func samplesOf(k key) (out []string) {
 		}
 		return out
 	}
-	if k.grouped() {
+	if k.keys != nil {
 		return []string{`{}`}
+	}
+	if k.grouped() {
+		return []string{`{"x":` + samplesOf(*k.each)[0] + `}`}
 	}
 	candidates := []string{`"x"`, `true`, `false`, `7`, `"7s"`, `"81"`, `"x:7"`, `{"x":"y"}`, `{"x":["y"]}`, `[]`, `{}`, `[{}]`}
 	if words, ok := strings.CutPrefix(k.want, "one of "); ok {
