@@ -40,6 +40,7 @@ var mayImport = map[string]string{
 	"internal/cli":             "internal/kube internal/operator internal/xds internal/mesh internal/judge api internal/ingest internal/resolve internal/render",
 	"internal/meshtest":        "api internal",
 	"internal/law":             "",
+	"scripts":                  "",
 	"cmd/heddle":               "internal/cli internal/control internal/operator internal/console internal/obs",
 	"cmd/heddle-node":          "internal/node internal/agent internal/obs",
 }
