@@ -400,6 +400,14 @@ func older(a, b Mesh) int {
 	return cmp.Compare(a.ID, b.ID)
 }
 
+// Some joins the first three of texts and counts the others: what may be true of every pair of meshes stays one line.
+func Some(texts []string) string {
+	if rest := len(texts) - 3; rest > 0 {
+		return fmt.Sprintf("%s; and %d more", strings.Join(texts[:3], "; "), rest)
+	}
+	return strings.Join(texts, "; ")
+}
+
 // Overlapping names the pairs of meshes of which two selectors could match one namespace, though none may do so yet.
 // It returns "selector of mesh X and selector of mesh Y" texts, sorted.
 func Overlapping(meshes []Mesh) []string {

@@ -157,10 +157,13 @@ func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespa
 	if len(refusals) > 0 {
 		return refusals, nil
 	}
+	var pairs []string
 	for _, o := range others {
-		for _, text := range mesh.Overlapping([]mesh.Mesh{o, changed}) {
-			warnings = append(warnings, "some namespace could match both "+text+"; the API server will refuse one that does")
-		}
+		pairs = append(pairs, mesh.Overlapping([]mesh.Mesh{o, changed})...)
+	}
+	if len(pairs) > 0 {
+		slices.Sort(pairs)
+		warnings = append(warnings, "some namespace could match both "+mesh.Some(pairs)+"; the API server will refuse one that does")
 	}
 	for _, v := range unusedValues(istio) {
 		warnings = append(warnings, "spec.values."+v+" has no effect in this build")

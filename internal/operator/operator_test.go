@@ -430,6 +430,30 @@ func TestValuesThatCannotBeReadHoldTheMesh(t *testing.T) {
 	}
 }
 
+// A mesh that could meet each of 22 others gets one warning, with the first three.
+func TestJudgeWarnsOnce(t *testing.T) {
+	istio := func(name, label string) sailv1.Istio {
+		return sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(1, 0)}, Spec: sailv1.IstioSpec{Namespace: "sys-" + name, Values: &sailv1.Values{Raw: []byte(selecting(label, name))}}}
+	}
+	var there []sailv1.Istio
+	for i := range 22 {
+		there = append(there, istio(fmt.Sprintf("m%02d", i), "d"))
+	}
+	added := istio("new", "team")
+	refusals, warnings := judge(there, &added, nil)
+	if len(refusals) != 0 || len(warnings) != 1 {
+		t.Fatalf("%d refusals, %d warnings: %q", len(refusals), len(warnings), warnings)
+	}
+	for _, part := range []string{"of mesh m00", "of mesh m01", "of mesh m02", "; and 19 more;"} {
+		if !strings.Contains(warnings[0], part) {
+			t.Errorf("%q does not say %q", warnings[0], part)
+		}
+	}
+	if strings.Contains(warnings[0], "m03") {
+		t.Errorf("%q", warnings[0])
+	}
+}
+
 func TestJudge(t *testing.T) {
 	istio := func(name, ns, values string) sailv1.Istio {
 		return sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(1, 0)}, Spec: sailv1.IstioSpec{Namespace: ns, Values: &sailv1.Values{Raw: []byte(values)}}}
