@@ -42,7 +42,7 @@ func main() {
 		if !errors.Is(err, cli.ErrReported) {
 			fmt.Fprintln(os.Stderr, "Error:", err)
 		}
-		os.Exit(1)
+		os.Exit(cli.ExitCode(err))
 	}
 }
 

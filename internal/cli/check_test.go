@@ -2,15 +2,25 @@ package cli
 
 import (
 	"bytes"
-	"crypto/x509"
+	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	statusv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/anypb"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/yaml"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
@@ -135,7 +145,7 @@ func TestCheck(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := world()
 			c.edit(&s)
-			found := s.check()
+			found := s.check(scope{})
 			if len(found) != len(c.want) {
 				t.Fatalf("found %+v", found)
 			}
@@ -168,11 +178,11 @@ func TestRestart(t *testing.T) {
 
 func TestPrintFindings(t *testing.T) {
 	var out bytes.Buffer
-	if err := printFindings(&out, nil, "text"); err != nil || !strings.Contains(out.String(), "Isolation: soft") {
+	if err := printFindings(&out, nil, ""); err != nil || !strings.Contains(out.String(), "Isolation: soft") {
 		t.Errorf("%v\n%s", err, &out)
 	}
 	out.Reset()
-	if err := printFindings(&out, []finding{{"Pod a/b", "RestartNeeded", "x"}}, "json"); !errors.Is(err, ErrReported) || !strings.Contains(out.String(), `"object": "Pod a/b"`) {
+	if err := printFindings(&out, []finding{{Object: "Pod a/b", Reason: "RestartNeeded", Message: "x"}}, "json"); !errors.Is(err, ErrReported) || !strings.Contains(out.String(), `"object": "Pod a/b"`) {
 		t.Errorf("%v\n%s", err, &out)
 	}
 }
@@ -181,17 +191,22 @@ func TestPrintMeshes(t *testing.T) {
 	s := world()
 	s.istios[0].Status.State, s.istios[0].Status.ActiveRevisionName, s.istios[0].Spec.Version = "Healthy", "mesh-1", "v1.30.3"
 	end := time.Date(2036, 11, 22, 1, 2, 3, 0, time.UTC)
+	members := membersOf(s.istios, s.memberships)
+	replies := []reply[heard]{{plane: plane{mesh: "mesh-1"}, said: heard{proxies: make([]proxy, 2)}}, {plane: plane{mesh: "mesh-1"}, said: heard{proxies: []proxy{{types: map[string]string{"CDS": "STALE"}}}}}}
+	rows := []meshRow{
+		rowOf(&s.istios[0], members, replies, &rootRow{SHA256: "5050d80d22ecd47100", NotAfter: end}),
+		rowOf(&s.istios[1], members, append(replies, reply[heard]{plane: plane{mesh: "mesh-2"}, err: errors.New("silent")}), nil),
+	}
 	var out bytes.Buffer
-	if err := printMeshes(&out, s.istios, membersOf(s.istios, s.memberships), map[string]running{
-		"sys-1": {proxies: 3, inSync: 2, answered: true, root: &x509.Certificate{Raw: []byte("der"), NotAfter: end}}, "sys-2": {},
-	}); err != nil {
+	if err := printMeshes(&out, rows, "heddle"); err != nil {
 		t.Fatal(err)
 	}
 	want := `MESH       NAMESPACE     REVISION     STATUS      VERSION     IN SYNC     ROOT                 ROOT ENDS      MEMBERS         SELECTORS
 mesh-1     sys-1         mesh-1       Healthy     v1.30.3     2/3         5050d80d22ecd471     2036-11-22     app-1,sys-1     istio-discovery In mesh-1
 mesh-2     sys-2         -            -           -           -           -                    -              app-2,sys-2     istio-discovery In mesh-2
 
-` + softIsolation
+Isolation: soft; ` + "`heddle check`" + ` says which powers reach across meshes.
+`
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
@@ -273,6 +288,162 @@ func TestSidecar(t *testing.T) {
 	} {
 		if got := s.sidecar(c.mesh, &c.ns, &c.pod); got != c.want {
 			t.Errorf("%s, want %s", got, c.want)
+		}
+	}
+}
+
+// -i and -n: what concerns that mesh, and that namespace.
+func TestCheckScope(t *testing.T) {
+	s := world()
+	s.istios[0].Status.Conditions[1] = metav1.Condition{Type: "Ready", Status: metav1.ConditionFalse, Reason: "IstiodNotReady", Message: "no pod"}
+	s.istios[1].Generation++
+	s.namespaces[1] = labelled("sys-2")
+	s.memberships = append(s.memberships[:1], s.memberships[2:]...)
+	s.namespaces[4] = labelled("plain", "istio.io/rev", "mesh-1")
+	s.pods = append(s.pods, pod("app-1", "old", ""), pod("app-2", "moved", "mesh-1"))
+	for _, c := range []struct {
+		limit scope
+		want  string
+	}{
+		{ofMesh("mesh-1"), "Istio mesh-1 IstiodNotReady; Namespace plain NotAMember; Pod app-1/old RestartNeeded; Pod app-2/moved RestartNeeded"},
+		{ofMesh("mesh-2"), "Istio mesh-2 NotObserved; Istio mesh-2 SystemNamespaceNotSelected; Pod app-2/moved RestartNeeded"},
+		{scope{namespace: "app-1"}, "Pod app-1/old RestartNeeded"},
+		{scope{namespace: "sys-2"}, "Istio mesh-2 SystemNamespaceNotSelected"},
+		{scope{[]string{"mesh-1"}, "app-2"}, "Pod app-2/moved RestartNeeded"},
+		{scope{[]string{"mesh-2"}, "app-1"}, ""},
+	} {
+		var got []string
+		for _, f := range s.check(c.limit) {
+			got = append(got, f.Object+" "+f.Reason)
+		}
+		if strings.Join(got, "; ") != c.want {
+			t.Errorf("%+v: %q, want %q", c.limit, got, c.want)
+		}
+	}
+}
+
+// Of many meshes that could meet there is one finding, with the first three pairs.
+func TestCheckOverlapsOnce(t *testing.T) {
+	var s snapshot
+	for i := range 8 {
+		s.istios = append(s.istios, istio(fmt.Sprint("m", i), fmt.Sprint("sys-", i), fmt.Sprintf(`{"matchLabels":{"label-%d":"x"}}`, i)))
+	}
+	for _, c := range []struct {
+		limit scope
+		more  string
+	}{{scope{}, "and 25 more"}, {ofMesh("m3"), "and 4 more"}} {
+		found := s.check(c.limit)
+		if len(found) != 1 || found[0].Reason != "SelectorsOverlap" || !strings.Contains(found[0].Message, c.more) {
+			t.Errorf("%+v", found)
+		}
+	}
+}
+
+// Findings are told from not having been able to look.
+func TestCheckExitCode(t *testing.T) {
+	broken := cluster0(t, nil)
+	broken.WithWatch = interceptor.NewClient(broken.WithWatch, interceptor.Funcs{List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error {
+		return errors.New("no route to host")
+	}})
+	old := pod("sys-1", "old", "")
+	old.Labels[revisionLabel] = "mesh-1"
+	for _, c := range []struct {
+		name string
+		args string
+		w    cluster
+		code int
+	}{
+		{"all is well", "check", world0(t, 1), 0},
+		{"a finding", "check", world0(t, 1, &old), 1},
+		{"a finding elsewhere", "check -n sys-2", world0(t, 2, &old), 0},
+		{"a finding of another mesh", "check -i sys-2", world0(t, 2, &old), 0},
+		{"no such mesh", "check -i nope", world0(t, 2), 2},
+		{"no cluster", "check", broken, 2},
+		{"no such flag", "check --nope", world0(t, 1), 2},
+		{"no such argument", "check nope", world0(t, 1), 2},
+		{"no such format", "check -o xml", world0(t, 1), 2},
+		{"another verb fails", "uninstall -y -r nope", world0(t, 1), 1},
+	} {
+		out, err := runVerb(t, c.w, nil, strings.Fields(c.args)...)
+		if ExitCode(err) != c.code {
+			t.Errorf("%s: code %d, want %d: %v\n%s", c.name, ExitCode(err), c.code, err, out)
+		}
+	}
+}
+
+// Every verb that shows something shows it as JSON and YAML, alone on standard output.
+func TestFormats(t *testing.T) {
+	web := pod("sys-1", "web", "")
+	why := &discoveryv3.DiscoveryResponse{Resources: []*anypb.Any{{Value: []byte(`[{"Type":"CDS","Name":"c","Version":"v","Origin":"Service a/b"}]`)}}}
+	for args, w := range map[string]cluster{
+		"check": world0(t, 1, &web), "mesh list": world0(t, 1).answers(map[string]*discoveryv3.DiscoveryResponse{"sys-1": knows(t, "x")}), "mesh of web.sys-1": world0(t, 1, &web),
+		"why web.sys-1": world0(t, 1, &web).answers(map[string]*discoveryv3.DiscoveryResponse{"sys-1": why}),
+		"version":       world0(t, 1).answers(map[string]*discoveryv3.DiscoveryResponse{"sys-1": knows(t, "x")}), "ps": world0(t, 1).answers(map[string]*discoveryv3.DiscoveryResponse{"sys-1": knows(t, "x")}),
+	} {
+		asJSON, err := runVerb(t, w, nil, append(strings.Fields(args), "-o", "json")...)
+		if err != nil || !json.Valid([]byte(asJSON)) {
+			t.Errorf("%s: %v\n%s", args, err, asJSON)
+		}
+		asYAML, err := runVerb(t, w, nil, append(strings.Fields(args), "-o", "yaml")...)
+		back, yerr := yaml.YAMLToJSON([]byte(asYAML))
+		if err != nil || yerr != nil {
+			t.Fatalf("%s: %v %v\n%s", args, err, yerr, asYAML)
+		}
+		var a, b any
+		if err := errors.Join(json.Unmarshal([]byte(asJSON), &a), json.Unmarshal(back, &b)); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(a, b); d != "" || strings.HasPrefix(asYAML, "{") && asYAML != "{}\n" {
+			t.Errorf("%s: %s\n%s", args, d, asYAML)
+		}
+	}
+}
+
+// Who has rights in one mesh's namespaces alone, and may get cluster-scoped objects by name, uses the verbs with -i.
+func TestWithoutClusterWideReads(t *testing.T) {
+	app, other := labelled("app-1", "istio-discovery", "mesh-1", "istio-injection", "enabled"), labelled("app-2", "istio-discovery", "mesh-2")
+	mine, theirs := member("sys-1", "app-1", heddlev1alpha1.Member), member("sys-2", "app-2", heddlev1alpha1.Member)
+	tag := &sailv1.IstioRevisionTag{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Name: "mesh-1"}}, Status: sailv1.IstioRevisionTagStatus{Conditions: []metav1.Condition{{Type: "Reconciled", Status: metav1.ConditionTrue}}}}
+	injected, old, foreign := pod("app-1", "new", "mesh-1"), pod("app-1", "old", ""), pod("app-2", "secret", "mesh-1")
+	c := world0(t, 2, &app, &other, &mine, &theirs, tag, &injected, &old, &foreign)
+	forbidden := func(what string) error {
+		return apierrors.NewForbidden(schema.GroupResource{Resource: what}, "", errors.New("not yours"))
+	}
+	allowed := func(namespace string) bool { return namespace == "sys-1" || namespace == "app-1" }
+	c.WithWatch = interceptor.NewClient(c.WithWatch, interceptor.Funcs{
+		List: func(ctx context.Context, w client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			var o client.ListOptions
+			if o.ApplyOptions(opts); !allowed(o.Namespace) {
+				return forbidden(fmt.Sprintf("%T", list))
+			}
+			return w.List(ctx, list, opts...)
+		},
+		Get: func(ctx context.Context, w client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			ns, isNS := o.(*corev1.Namespace)
+			if key.Namespace != "" && !allowed(key.Namespace) || isNS && !allowed(key.Name) {
+				return forbidden(fmt.Sprintf("%T", ns))
+			}
+			return w.Get(ctx, key, o, opts...)
+		},
+	})
+	c = c.answers(map[string]*discoveryv3.DiscoveryResponse{"sys-1": knows(t, "istiod-mesh-1-a-b", syncz(t, "new.app-1", time.Now(), statusv3.ConfigStatus_SYNCED))})
+	for args, want := range map[string]string{
+		"ps": "new.app-1 ", "version": "data plane version: 1.30.3 (1 proxy)", "mesh list": "app-1,sys-1 ", "mesh of old.app-1": "a new pod would have sidecar of revision mesh-1",
+		"check": "Pod app-1/old [RestartNeeded]",
+	} {
+		out, err := runVerb(t, c, nil, append(strings.Fields(args), "-i", "sys-1")...)
+		if err != nil && !errors.Is(err, ErrReported) || !strings.Contains(out, want) || strings.Contains(out, "mesh-2") || strings.Contains(out, "app-1/new") {
+			t.Errorf("%s: %v, want %q\n%s", args, err, want, out)
+		}
+		out, err = runVerb(t, c, nil, strings.Fields(args)...)
+		if args != "version" && err != nil {
+			out += err.Error()
+		}
+		if err == nil || !strings.Contains(out, "name your mesh by its system namespace, with -i") {
+			t.Errorf("%s without -i: %v\n%s", args, err, out)
+		}
+		if out, err = runVerb(t, c, nil, append(strings.Fields(args), "-i", "sys-2")...); err == nil || errors.Is(err, ErrReported) && args != "version" {
+			t.Errorf("%s of another's mesh: %v\n%s", args, err, out)
 		}
 	}
 }

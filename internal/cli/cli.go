@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 	"k8s.io/client-go/rest"
@@ -31,6 +32,8 @@ type Options struct {
 type app struct {
 	Options
 	kubeconfig, context string
+	as                  string // whom to impersonate
+	asGroups            []string
 	istioNamespace      string // one mesh's system namespace; empty: every mesh
 	namespace           string
 
@@ -42,6 +45,9 @@ type app struct {
 type cluster struct {
 	client.WithWatch
 	config *rest.Config
+
+	// ask sends one request of a debug type to a control plane; tests replace it.
+	ask func(ctx context.Context, p plane, typeURL string, names ...string) (*discoveryv3.DiscoveryResponse, error)
 }
 
 // New returns the root command with all verbs.
@@ -56,12 +62,17 @@ func (a *app) command() *cobra.Command {
 		Use:   a.Name,
 		Short: "Many service meshes in one cluster, each with its own control plane",
 		Long: "heddle installs, shows and checks meshes. It takes the words that istioctl takes; where a cluster holds\n" +
-			"several meshes, -i NAMESPACE narrows a verb to the mesh with that system namespace.",
+			"several meshes, -i NAMESPACE narrows a verb to the mesh with that system namespace; what is read then is that mesh's,\n" +
+			"so that rights on the whole cluster are not needed.\n\n" +
+			"Exit codes of check, proxy-status, version and mesh list: 0, all is well; 1, there is something to see to, such as findings\n" +
+			"or control planes that did not answer; 2, the verb could not look. Of all other verbs: 0, done; 1, not done.",
 		SilenceUsage: true, SilenceErrors: true, Version: a.Version,
 	}
 	f := root.PersistentFlags()
 	f.StringVarP(&a.kubeconfig, "kubeconfig", "c", "", "kubeconfig file (default: $KUBECONFIG, else ~/.kube/config)")
 	f.StringVar(&a.context, "context", "", "context of the kubeconfig file")
+	f.StringVar(&a.as, "as", "", "user to impersonate")
+	f.StringArrayVar(&a.asGroups, "as-group", nil, "group to impersonate, with --as; may be repeated")
 	f.StringVarP(&a.istioNamespace, "istioNamespace", "i", a.IstioNamespace, "system namespace of the one mesh that is meant")
 	f.StringVarP(&a.namespace, "namespace", "n", "", "namespace of what is named, or to which output is limited")
 	root.AddCommand(a.installCommand(), a.uninstallCommand(), a.statusCommand(), a.versionCommand(), a.checkCommand(), a.meshCommand(), a.whyCommand())
@@ -81,6 +92,10 @@ func (a *app) open() (cluster, error) {
 	if err != nil {
 		return cluster{}, fmt.Errorf("no cluster: %w; name a kubeconfig with --kubeconfig or KUBECONFIG (`%s local up` makes a cluster and prints its path)", err, a.Name)
 	}
+	if a.as == "" && len(a.asGroups) > 0 {
+		return cluster{}, errors.New("--as-group needs --as: the API server impersonates a user")
+	}
+	config.Impersonate = rest.ImpersonationConfig{UserName: a.as, Groups: a.asGroups}
 	config.QPS, config.Burst = 50, 100 // one person's reads; the default of 5 a second makes `check` crawl
 	config.WarningHandler = rest.NewWarningWriter(os.Stderr, rest.WarningWriterOptions{Deduplicate: true})
 	scheme, err := operator.Scheme()
@@ -91,16 +106,50 @@ func (a *app) open() (cluster, error) {
 	if err != nil {
 		return cluster{}, fmt.Errorf("reach the cluster: %w", err)
 	}
-	return cluster{WithWatch: c, config: config}, nil
+	open := cluster{WithWatch: c, config: config}
+	open.ask = open.askPlane
+	return open, nil
 }
 
 // ErrReported says that the verb has already told the user everything and that the exit code alone is missing.
 var ErrReported = errors.New("reported")
 
+// blind is the error of a verb that should have looked at something and could not.
+type blind struct{ error }
+
+func (b blind) Unwrap() error { return b.error }
+
+// looking makes whatever keeps the verb from looking another error than what it finds.
+func looking(cmd *cobra.Command) *cobra.Command {
+	fails := func(err error) error {
+		if err == nil || errors.Is(err, ErrReported) {
+			return err
+		}
+		return blind{err}
+	}
+	args, run := cmd.Args, cmd.RunE
+	cmd.Args = func(cmd *cobra.Command, a []string) error { return fails(args(cmd, a)) }
+	cmd.RunE = func(cmd *cobra.Command, a []string) error { return fails(run(cmd, a)) }
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fails(err) })
+	return cmd
+}
+
+// ExitCode is what the program ends with, of what a verb returned. The root command's help says what the codes mean.
+func ExitCode(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &blind{}):
+		return 2
+	}
+	return 1
+}
+
 // pluginCommand hands a verb to heddle-local, which is a program of its own: it carries a whole Kubernetes.
 func pluginCommand(verb, short string) *cobra.Command {
+	_, missing := findPlugin()
 	return &cobra.Command{
-		Use: verb, Short: short, DisableFlagParsing: true,
+		Use: verb, Short: short, DisableFlagParsing: true, Hidden: missing != nil, // it is of a checkout
 		RunE: func(_ *cobra.Command, args []string) error {
 			path, err := findPlugin()
 			if err != nil {

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,8 +57,8 @@ func (a *app) installCommand() *cobra.Command {
 	fs.BoolVar(&f.dryRun, "dry-run", false, "print the Istio object and change nothing")
 	fs.StringVarP(&f.revision, "revision", "r", "", "name of the mesh and its revision")
 	fs.DurationVar(&f.timeout, "readiness-timeout", 5*time.Minute, "how long to wait until the mesh is ready")
-	fs.StringVar(&f.image, "image", "", "image of control plane and operator (default: what the cluster's ConfigMap kube-public/heddle-images says, else the release's)")
-	fs.StringVar(&f.proxyImage, "proxy-image", "", "image of the sidecar (default: likewise)")
+	fs.StringVar(&f.image, "image", "", "image of operator and control planes, if the operator is installed (default: a local cluster's own, else the release's)")
+	fs.StringVar(&f.proxyImage, "proxy-image", "", "image of sidecars (default: likewise)")
 	cmd.AddCommand(a.installOperatorCommand())
 	return cmd
 }
@@ -72,20 +72,21 @@ func (a *app) installOperatorCommand() *cobra.Command {
 			ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 			defer cancel()
 			var c cluster
-			images := operator.Images{Heddle: f.image, Proxy: f.proxyImage}
+			var err error
 			if !f.dryRun || f.image == "" || f.proxyImage == "" { // else no cluster is needed
-				var err error
 				if c, err = a.connect(); err != nil {
 					return err
 				}
-				if images, err = a.images(ctx, c, f); err != nil {
-					return err
-				}
 			}
-			objects, err := operator.Bootstrap(images, operator.Namespace)
+			images, err := a.images(ctx, c, f)
 			if err != nil {
 				return err
 			}
+			objects, err := operator.Bootstrap(images.images(), operator.Namespace)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), images)
 			if f.dryRun {
 				return operator.WriteYAML(cmd.OutOrStdout(), objects)
 			}
@@ -180,38 +181,103 @@ func readFile(stdin io.Reader, name string) ([]byte, error) {
 	return os.ReadFile(name)
 }
 
+// localImages is the ClusterRole whose annotations name the images that a local cluster serves: heddle-local writes it. It
+// is a ClusterRole since who may write one may as well write the operator's own: no control plane, and nobody who has power
+// over some namespaces only, can decide in this way what runs with the operator's rights. Source:
+// docs/decisions/local-images.md.
+const (
+	localImages          = "heddle-local:images"
+	annotationImage      = "heddle.dev/image"
+	annotationProxyImage = "heddle.dev/proxy-image"
+)
+
+// image is the name of an image and where it comes from.
+type image struct{ name, from string }
+
+func (i image) String() string { return i.name + " (" + i.from + ")" }
+
+// imageNames are the images that an installation takes.
+type imageNames struct{ heddle, proxy image }
+
+func (n imageNames) images() operator.Images {
+	return operator.Images{Heddle: n.heddle.name, Proxy: n.proxy.name}
+}
+
+func (n imageNames) String() string {
+	return fmt.Sprintf("image of operator and control planes: %s\nimage of sidecars: %s", n.heddle, n.proxy)
+}
+
 // images answers from the flags, else from what a local cluster publishes, else with the release's.
-func (a *app) images(ctx context.Context, c client.Client, f installFlags) (operator.Images, error) {
-	published := &corev1.ConfigMap{}
-	err := c.Get(ctx, client.ObjectKey{Namespace: metav1.NamespacePublic, Name: "heddle-images"}, published)
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
-		return operator.Images{}, fmt.Errorf("read ConfigMap kube-public/heddle-images: %w", err)
+func (a *app) images(ctx context.Context, c cluster, f installFlags) (imageNames, error) {
+	local := &rbacv1.ClusterRole{}
+	if f.image == "" || f.proxyImage == "" {
+		if err := c.Get(ctx, client.ObjectKey{Name: localImages}, local); client.IgnoreNotFound(err) != nil {
+			return imageNames{}, fmt.Errorf("see whether the cluster is a local one, which has images of its own: read ClusterRole %s: %w; name the images with --image and --proxy-image", localImages, err)
+		}
 	}
-	return operator.Images{
-		Heddle: cmp.Or(f.image, published.Data["heddle"], "registry.heddle.dev/heddle:"+a.Version),
-		Proxy:  cmp.Or(f.proxyImage, published.Data["proxy"], "registry.heddle.dev/proxy:"+a.Version),
+	first := func(flag, given, annotation, release string) image {
+		if given != "" {
+			return image{given, "from " + flag}
+		}
+		if name := local.Annotations[annotation]; name != "" {
+			return image{name, "the local cluster's, from ClusterRole " + localImages}
+		}
+		return image{release + ":" + a.Version, "of this release"}
+	}
+	return imageNames{
+		heddle: first("--image", f.image, annotationImage, "registry.heddle.dev/heddle"),
+		proxy:  first("--proxy-image", f.proxyImage, annotationProxyImage, "registry.heddle.dev/proxy"),
 	}, nil
 }
 
-// ensureOperator waits for the operator that is there; one that does not run, or none, is installed.
+// ensureOperator installs the operator if there is none, or none that runs. One that runs stays as it is: it serves meshes of
+// others too. It is said if it is not what this program would install.
 func (a *app) ensureOperator(ctx context.Context, c cluster, f installFlags, s *steps) error {
 	there := &appsv1.Deployment{}
 	err := c.Get(ctx, client.ObjectKey{Namespace: operator.Namespace, Name: operatorName}, there)
-	if err == nil && there.Status.AvailableReplicas > 0 {
+	if apierrors.IsForbidden(err) {
+		s.note("whether the operator runs cannot be seen: %v", err) // who may write an Istio need not see it
 		return nil
 	}
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("look for the operator: %w", err)
 	}
+	runs := err == nil && there.Status.AvailableReplicas > 0
 	images, err := a.images(ctx, c, f)
+	switch {
+	case runs && apierrors.IsForbidden(err):
+		return nil
+	case err != nil:
+		return err
+	case runs:
+		if has := imagesOf(there); has != images.images() {
+			s.note("the operator runs %s with sidecars of %s, and stays so; `%s install operator` would make it %s with %s", has.Heddle, has.Proxy, a.Name, images.heddle, images.proxy)
+		}
+		return nil
+	}
+	objects, err := operator.Bootstrap(images.images(), operator.Namespace)
 	if err != nil {
 		return err
 	}
-	objects, err := operator.Bootstrap(images, operator.Namespace)
-	if err != nil {
-		return err
-	}
+	fmt.Fprintln(s.out, images)
 	return a.startOperator(ctx, c, objects, s)
+}
+
+// imagesOf are the images that an operator runs and gives to its meshes.
+func imagesOf(d *appsv1.Deployment) operator.Images {
+	var out operator.Images
+	for _, c := range d.Spec.Template.Spec.Containers {
+		if c.Name != "operator" {
+			continue
+		}
+		out.Heddle = c.Image
+		for _, e := range c.Env {
+			if e.Name == "HEDDLE_PROXY_IMAGE" {
+				out.Proxy = e.Value
+			}
+		}
+	}
+	return out
 }
 
 func (a *app) startOperator(ctx context.Context, c cluster, objects []client.Object, s *steps) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/creack/pty"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -53,7 +54,12 @@ func byName(o client.Object) []string { return []string{o.GetName()} }
 
 func runVerb(t *testing.T, c cluster, stdin io.Reader, args ...string) (string, error) {
 	t.Helper()
-	a := &app{Options: Options{Name: "heddle", Version: "0.1.0"}, connect: func() (cluster, error) { return c, nil }}
+	return runNamed(t, "heddle", c, stdin, args...)
+}
+
+func runNamed(t *testing.T, name string, c cluster, stdin io.Reader, args ...string) (string, error) {
+	t.Helper()
+	a := &app{Options: Options{Name: name, Version: "0.1.0"}, connect: func() (cluster, error) { return c, nil }}
 	cmd := a.command()
 	var out bytes.Buffer
 	cmd.SetArgs(args)
@@ -103,6 +109,70 @@ func TestInstallDryRun(t *testing.T) {
 	out, err = runVerb(t, cluster{}, nil, "install", "operator", "--dry-run", "--image", "h:1", "--proxy-image", "p:1")
 	if err != nil || !strings.Contains(out, "image: h:1") || !strings.Contains(out, "value: p:1") {
 		t.Errorf("%v\n%.300s", err, out)
+	}
+}
+
+// S2: a ConfigMap decides nothing, a ClusterRole names a local cluster's images, a flag beats it; where each name comes from is said.
+func TestImages(t *testing.T) {
+	planted := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-public", Name: "heddle-images"}, Data: map[string]string{"heddle": "evil:1", "proxy": "evil:2"}}
+	local := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: localImages, Annotations: map[string]string{annotationImage: "r/heddle:l", annotationProxyImage: "r/proxy:l"}}}
+	for _, c := range []struct {
+		name    string
+		objects []client.Object
+		args    []string
+		want    []string
+	}{
+		{name: "a real cluster", objects: []client.Object{planted}, want: []string{
+			"image: registry.heddle.dev/heddle:0.1.0\n", "value: registry.heddle.dev/proxy:0.1.0\n",
+			"image of operator and control planes: registry.heddle.dev/heddle:0.1.0 (of this release)", "image of sidecars: registry.heddle.dev/proxy:0.1.0 (of this release)",
+		}},
+		{name: "a local cluster", objects: []client.Object{planted, local}, want: []string{
+			"image: r/heddle:l\n", "value: r/proxy:l\n", "control planes: r/heddle:l (the local cluster's, from ClusterRole heddle-local:images)", "sidecars: r/proxy:l (the local",
+		}},
+		{name: "a flag", objects: []client.Object{local}, args: []string{"--image", "f:1"}, want: []string{"image: f:1\n", "value: r/proxy:l\n", "f:1 (from --image)"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, err := runVerb(t, cluster0(t, nil, c.objects...), nil, append([]string{"install", "operator", "--dry-run"}, c.args...)...)
+			for _, want := range c.want {
+				if err != nil || !strings.Contains(out, want) {
+					t.Errorf("%v: no %q", err, want)
+				}
+			}
+			if strings.Contains(out, "evil") {
+				t.Error("takes the ConfigMap's")
+			}
+		})
+	}
+}
+
+// F9: an operator that runs stays as it is, and it is said if this program would install another.
+func TestOperatorSkew(t *testing.T) {
+	for _, c := range []struct {
+		name, heddle, proxy, says string
+	}{
+		{name: "the same", heddle: "registry.heddle.dev/heddle:0.1.0", proxy: "registry.heddle.dev/proxy:0.1.0"},
+		{name: "older", heddle: "registry.heddle.dev/heddle:0.0.9", proxy: "registry.heddle.dev/proxy:0.0.9", says: "the operator runs registry.heddle.dev/heddle:0.0.9 with sidecars of registry.heddle.dev/proxy:0.0.9, and stays so; `heddle install operator` would make it registry.heddle.dev/heddle:0.1.0 (of this release)"},
+		{name: "other sidecars", heddle: "registry.heddle.dev/heddle:0.1.0", proxy: "mine:1", says: "with sidecars of mine:1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := cluster0(t, nil)
+			d := &appsv1.Deployment{}
+			key := client.ObjectKey{Namespace: operator.Namespace, Name: operatorName}
+			if err := w.Get(t.Context(), key, d); err != nil {
+				t.Fatal(err)
+			}
+			d.Spec.Template.Spec.Containers = []corev1.Container{{Name: "operator", Image: c.heddle, Env: []corev1.EnvVar{{Name: "HEDDLE_PROXY_IMAGE", Value: c.proxy}}}}
+			if err := w.Update(t.Context(), d); err != nil {
+				t.Fatal(err)
+			}
+			out, err := runVerb(t, w, nil, "install", "-y", "-r", "x")
+			if err != nil || !strings.Contains(out, c.says) || (c.says == "") != !strings.Contains(out, "the operator runs") {
+				t.Errorf("%v\n%s", err, out)
+			}
+			if err := w.Get(t.Context(), key, d); err != nil || d.Spec.Template.Spec.Containers[0].Image != c.heddle {
+				t.Errorf("%v %+v", err, d.Spec.Template.Spec.Containers)
+			}
+		})
 	}
 }
 
@@ -195,10 +265,23 @@ func TestPluginIsFoundInPath(t *testing.T) {
 	if _, err := findPlugin(); err == nil || !strings.Contains(err.Error(), "make build") {
 		t.Errorf("without one: %v", err)
 	}
+	hidden := func() bool {
+		cmd, _, err := New(Options{Name: "heddle"}).Find([]string{"verify"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cmd.Hidden
+	}
+	if !hidden() {
+		t.Error("help speaks of verify where nothing answers it")
+	}
 	if err := os.WriteFile(dir+"/heddle-local", []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if p, err := findPlugin(); err != nil || p != dir+"/heddle-local" {
 		t.Errorf("%s %v", p, err)
+	}
+	if hidden() {
+		t.Error("help is silent about verify")
 	}
 }

@@ -7,17 +7,18 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
@@ -33,17 +34,105 @@ type membership struct {
 	phase heddlev1alpha1.Phase
 }
 
-// memberships reads the ownership table, by namespace.
-func memberships(ctx context.Context, c client.Client) (map[string]membership, error) {
-	istios := &sailv1.IstioList{}
-	if err := c.List(ctx, istios); err != nil {
-		return nil, listing(err)
+// istios are all meshes. With -i, who may not list them gets the one with that system namespace.
+func (a *app) istios(ctx context.Context, c client.Client) ([]sailv1.Istio, error) {
+	var list sailv1.IstioList
+	err := c.List(ctx, &list)
+	if !apierrors.IsForbidden(err) || a.istioNamespace == "" {
+		return list.Items, listing(err)
 	}
-	all := &heddlev1alpha1.MembershipList{}
-	if err := c.List(ctx, all); err != nil {
-		return nil, fmt.Errorf("list memberships: %w", err)
+	revisions, err := revisionsOwning(ctx, c, a.istioNamespace)
+	if err != nil {
+		return nil, err
 	}
-	return membersOf(istios.Items, all.Items), nil
+	for i := range revisions {
+		owner := metav1.GetControllerOf(&revisions[i])
+		if owner == nil {
+			continue
+		}
+		istio := sailv1.Istio{}
+		if err := c.Get(ctx, client.ObjectKey{Name: owner.Name}, &istio); err != nil {
+			return nil, fmt.Errorf("read Istio %s: %w", owner.Name, err)
+		}
+		list.Items = append(list.Items, istio)
+	}
+	return list.Items, nil
+}
+
+// chosen are the meshes that -i and -n name: all, those with a system namespace, those to which a namespace belongs.
+func (a *app) chosen(istios []sailv1.Istio, members map[string]membership) ([]sailv1.Istio, error) {
+	var out []sailv1.Istio
+	for _, i := range istios {
+		if (a.istioNamespace == "" || i.Spec.Namespace == a.istioNamespace) && (a.namespace == "" || members[a.namespace].mesh == i.Name) {
+			out = append(out, i)
+		}
+	}
+	switch {
+	case len(out) > 0 || a.istioNamespace == "" && a.namespace == "":
+		return out, nil
+	case a.istioNamespace == "":
+		return nil, fmt.Errorf("namespace %s belongs to no mesh", a.namespace)
+	case a.namespace == "":
+		return nil, fmt.Errorf("no mesh has its control plane in namespace %s", a.istioNamespace)
+	}
+	return nil, fmt.Errorf("namespace %s does not belong to the mesh with its control plane in namespace %s", a.namespace, a.istioNamespace)
+}
+
+// listed lists objects of all namespaces. With -i, who may not do that gets those of these namespaces.
+func (a *app) listed(ctx context.Context, c client.Client, list client.ObjectList, namespaces ...string) error {
+	err := c.List(ctx, list)
+	if !apierrors.IsForbidden(err) || a.istioNamespace == "" {
+		return err
+	}
+	var all []runtime.Object
+	for _, ns := range namespaces {
+		part := list.DeepCopyObject().(client.ObjectList)
+		if err := c.List(ctx, part, client.InNamespace(ns)); err != nil {
+			return err
+		}
+		items, err := apimeta.ExtractList(part)
+		if err != nil {
+			return err
+		}
+		all = append(all, items...)
+	}
+	return apimeta.SetList(list, all)
+}
+
+// members reads the meshes and the ownership table, by namespace.
+func (a *app) members(ctx context.Context, c client.Client) ([]sailv1.Istio, []heddlev1alpha1.Membership, error) {
+	istios, err := a.istios(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	var all heddlev1alpha1.MembershipList
+	if err := a.listed(ctx, c, &all, a.istioNamespace); err != nil {
+		return nil, nil, fmt.Errorf("list memberships: %w", err)
+	}
+	return istios, all.Items, nil
+}
+
+// tags are all tags. With -i, who may not list them gets those with these names.
+func (a *app) tags(ctx context.Context, c client.Client, names ...string) ([]sailv1.IstioRevisionTag, error) {
+	var list sailv1.IstioRevisionTagList
+	err := c.List(ctx, &list)
+	if !apierrors.IsForbidden(err) || a.istioNamespace == "" {
+		return list.Items, err
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if name == "" {
+			continue
+		}
+		tag := sailv1.IstioRevisionTag{}
+		switch err := c.Get(ctx, client.ObjectKey{Name: name}, &tag); {
+		case err == nil:
+			list.Items = append(list.Items, tag)
+		case !apierrors.IsNotFound(err):
+			return nil, err
+		}
+	}
+	return list.Items, nil
 }
 
 // membersOf joins both by system namespace. While a namespace moves it is in the mesh that it joins.
@@ -62,130 +151,150 @@ func membersOf(istios []sailv1.Istio, all []heddlev1alpha1.Membership) map[strin
 	return out
 }
 
-// softIsolation says what keeps meshes apart, and what does not.
-const softIsolation = `Isolation: soft. Meshes share this cluster's API server, nodes and kernel, and are kept apart by namespaces, RBAC, and a
-root certificate and a token audience of their own. Powers that reach across meshes remain:
-  - every control plane reads Nodes, and may create TokenReviews and SubjectAccessReviews (ClusterRole heddle-mesh-cluster)
-  - a control plane may create ConfigMaps of any name in its own namespaces, and Secrets where it runs: RBAC cannot limit what is yet to be made
-  - the operator may read Namespaces and Pods, and write Deployments, Services, ServiceAccounts, ConfigMaps, autoscalers and disruption budgets anywhere,
-    and webhook configurations; it binds the heddle-mesh-* roles
-  - who may label Namespaces and is granted "enroll" on an Istio (kubectl auth can-i enroll istios.sailoperator.io/NAME) moves namespaces into that mesh
-  - one set of custom resource definitions serves all meshes
-  - no node agent is shared: redirection is set up by each pod's own init container
-`
-
 func (a *app) meshCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "mesh", Short: "The meshes of the cluster and who belongs to them"}
-	cmd.AddCommand(
-		&cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List the meshes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.connect()
-			if err != nil {
-				return err
-			}
-			istios := &sailv1.IstioList{}
-			if err := c.List(cmd.Context(), istios); err != nil {
-				return listing(err)
-			}
-			members, err := memberships(cmd.Context(), c)
-			if err != nil {
-				return err
-			}
-			now := map[string]running{}
-			for _, i := range istios.Items {
-				r, err := c.running(cmd.Context(), i.Spec.Namespace)
-				if err != nil {
-					fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err) // the rest is known all the same
-				}
-				now[i.Spec.Namespace] = r
-			}
-			return printMeshes(cmd.OutOrStdout(), istios.Items, members, now)
-		}},
-		&cobra.Command{Use: "of NAMESPACE|POD.NAMESPACE", Short: "Say which mesh a namespace or a pod belongs to", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-			return a.meshOf(cmd, args[0])
-		}},
-	)
+	var listed, of format
+	list := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the meshes", Args: cobra.NoArgs,
+		Long: "mesh list shows every mesh: the one that -i names, or to which the namespace that -n names belongs, or all.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.meshList(cmd, listed) },
+	}
+	listed.addTo(list)
+	which := &cobra.Command{
+		Use: "of NAMESPACE|POD.NAMESPACE", Short: "Say which mesh a namespace or a pod belongs to", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.meshOf(cmd, args[0], of) },
+	}
+	of.addTo(which)
+	cmd.AddCommand(looking(list), which)
 	return cmd
 }
 
-// running is what is known of a mesh from its control plane.
-type running struct {
-	answered        bool
-	proxies, inSync int
-	root            *x509.Certificate // nil if none is published
+func (a *app) meshList(cmd *cobra.Command, output format) error {
+	ctx := cmd.Context()
+	c, err := a.connect()
+	if err != nil {
+		return err
+	}
+	istios, memberships, err := a.members(ctx, c)
+	if err != nil {
+		return err
+	}
+	members := membersOf(istios, memberships)
+	if istios, err = a.chosen(istios, members); err != nil {
+		return err
+	}
+	all, err := planes(ctx, c, a.istioNamespace, "")
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(p plane) bool {
+		return !slices.ContainsFunc(istios, func(i sailv1.Istio) bool { return i.Name == p.mesh })
+	})
+	replies := each(ctx, all, func(ctx context.Context, p plane) (heard, error) { return c.proxies(ctx, p, only{}) })
+	unanswered := silent(replies)
+	var rows []meshRow
+	for i := range istios {
+		root, err := c.root(ctx, istios[i].Spec.Namespace)
+		if err != nil {
+			unanswered = append(unanswered, err) // the rest is known all the same
+		}
+		rows = append(rows, rowOf(&istios[i], members, replies, root))
+	}
+	if rows == nil {
+		rows = []meshRow{}
+	}
+	if err := output.print(cmd.OutOrStdout(), rows, func(w io.Writer) error { return printMeshes(w, rows, a.Name) }); err != nil {
+		return err
+	}
+	return report(cmd.ErrOrStderr(), unanswered)
 }
 
-// running asks every replica, and reads the root certificate that the mesh publishes in its system namespace.
-func (c cluster) running(ctx context.Context, system string) (running, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	var r running
-	root := &corev1.ConfigMap{}
-	if err := c.Get(ctx, client.ObjectKey{Namespace: system, Name: "istio-ca-root-cert"}, root); client.IgnoreNotFound(err) != nil {
-		return r, fmt.Errorf("read the root certificate of %s: %w", system, err)
+// meshRow is a mesh as `mesh list` shows it.
+type meshRow struct {
+	Mesh      string   `json:"mesh"`
+	Namespace string   `json:"namespace"`
+	Revision  string   `json:"revision,omitempty"`
+	Status    string   `json:"status,omitempty"`
+	Version   string   `json:"version,omitempty"`
+	Proxies   *counted `json:"proxies,omitempty"` // nil if not all control planes answered, or none runs
+	Root      *rootRow `json:"root,omitempty"`    // nil if none is published
+	Members   []string `json:"members"`
+	Selectors []string `json:"selectors"`
+}
+
+// counted are proxies, and of them those that hold the newest of all that they were sent.
+type counted struct {
+	Connected int `json:"connected"`
+	InSync    int `json:"inSync"`
+}
+
+type rootRow struct {
+	SHA256   string    `json:"sha256"`
+	NotAfter time.Time `json:"notAfter"`
+}
+
+func rowOf(istio *sailv1.Istio, members map[string]membership, replies []reply[heard], root *rootRow) meshRow {
+	r := meshRow{
+		Mesh: istio.Name, Namespace: istio.Spec.Namespace, Revision: istio.Status.ActiveRevisionName, Status: istio.Status.State, Version: istio.Spec.Version,
+		Root: root, Members: []string{}, Selectors: []string{},
 	}
-	if block, _ := pem.Decode([]byte(root.Data["root-cert.pem"])); block != nil {
-		var err error
-		if r.root, err = x509.ParseCertificate(block.Bytes); err != nil {
-			return r, fmt.Errorf("root certificate of %s: %w", system, err)
+	for ns, m := range members {
+		if m.mesh == istio.Name {
+			r.Members = append(r.Members, ns)
 		}
 	}
-	all, err := planes(ctx, c, system, "")
-	if err != nil {
-		return r, err
+	slices.Sort(r.Members)
+	for _, s := range operator.MeshOf(istio).Selectors {
+		r.Selectors = append(r.Selectors, s.String())
 	}
-	for _, p := range all {
-		answer, err := c.ask(ctx, p, syncType)
-		if err != nil {
-			return r, err
-		}
-		proxies, err := proxiesOf(answer, "", time.Now())
-		if err != nil {
-			return r, fmt.Errorf("answer of %s/%s: %w", p.namespace, p.pod, err)
-		}
-		r.proxies += len(proxies)
-		for _, x := range proxies {
-			if x.inSync() {
-				r.inSync++
+	replies = slices.DeleteFunc(slices.Clone(replies), func(x reply[heard]) bool { return x.mesh != istio.Name })
+	if len(replies) == 0 || len(silent(replies)) > 0 {
+		return r
+	}
+	r.Proxies = &counted{}
+	for _, x := range replies {
+		for _, p := range x.said.proxies {
+			r.Proxies.Connected++
+			if p.inSync() {
+				r.Proxies.InSync++
 			}
 		}
 	}
-	r.answered = true
-	return r, nil
+	return r
 }
 
-func (r running) cells() (inSync, root, ends string) {
-	if r.answered {
-		inSync = fmt.Sprintf("%d/%d", r.inSync, r.proxies)
+// root reads the root certificate that a mesh publishes in its system namespace; nil if it has not yet.
+func (c cluster) root(ctx context.Context, system string) (*rootRow, error) {
+	object := &corev1.ConfigMap{}
+	if err := c.Get(ctx, client.ObjectKey{Namespace: system, Name: "istio-ca-root-cert"}, object); client.IgnoreNotFound(err) != nil {
+		return nil, fmt.Errorf("read the root certificate of %s: %w", system, err)
 	}
-	if r.root != nil {
-		sum := sha256.Sum256(r.root.Raw)
-		root, ends = hex.EncodeToString(sum[:8]), r.root.NotAfter.Format(time.DateOnly)
+	block, _ := pem.Decode([]byte(object.Data["root-cert.pem"]))
+	if block == nil {
+		return nil, nil
 	}
-	return inSync, root, ends
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("root certificate of %s: %w", system, err)
+	}
+	sum := sha256.Sum256(cert.Raw)
+	return &rootRow{SHA256: hex.EncodeToString(sum[:]), NotAfter: cert.NotAfter}, nil
 }
 
 // printMeshes says of each mesh what it is, and of its control plane's proxies how many hold the newest configuration. A
 // root is told by the first eight bytes of its SHA-256.
-func printMeshes(w io.Writer, istios []sailv1.Istio, members map[string]membership, now map[string]running) error {
+func printMeshes(w io.Writer, rows []meshRow, program string) error {
 	t := newTable(w)
 	fmt.Fprintln(t, "MESH\tNAMESPACE\tREVISION\tSTATUS\tVERSION\tIN SYNC\tROOT\tROOT ENDS\tMEMBERS\tSELECTORS")
-	for i := range istios {
-		istio := &istios[i]
-		var names, selectors []string
-		for ns, m := range members {
-			if m.mesh == istio.Name {
-				names = append(names, ns)
-			}
+	for _, r := range rows {
+		var inSync, root, ends string
+		if r.Proxies != nil {
+			inSync = fmt.Sprintf("%d/%d", r.Proxies.InSync, r.Proxies.Connected)
 		}
-		slices.Sort(names)
-		for _, s := range operator.MeshOf(istio).Selectors {
-			selectors = append(selectors, s.String())
+		if r.Root != nil {
+			root, ends = r.Root.SHA256[:16], r.Root.NotAfter.Format(time.DateOnly)
 		}
-		inSync, root, ends := now[istio.Spec.Namespace].cells()
-		cells := []string{
-			istio.Name, istio.Spec.Namespace, istio.Status.ActiveRevisionName, istio.Status.State, istio.Spec.Version,
-			inSync, root, ends, strings.Join(names, ","), strings.Join(selectors, " | "),
-		}
+		cells := []string{r.Mesh, r.Namespace, r.Revision, r.Status, r.Version, inSync, root, ends, strings.Join(r.Members, ","), strings.Join(r.Selectors, " | ")}
 		for j, c := range cells {
 			cells[j] = orNone(c)
 		}
@@ -194,37 +303,31 @@ func printMeshes(w io.Writer, istios []sailv1.Istio, members map[string]membersh
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprint(w, "\n", softIsolation)
+	_, err := fmt.Fprintf(w, "\nIsolation: soft; `%s check` says which powers reach across meshes.\n", program)
 	return err
 }
 
-func orNone(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+// belonging is what `mesh of` says.
+type belonging struct {
+	Namespace string               `json:"namespace"`
+	Mesh      string               `json:"mesh,omitempty"` // empty: none
+	Phase     heddlev1alpha1.Phase `json:"phase,omitempty"`
+	Says      string               `json:"says"`
+	Pod       string               `json:"pod,omitempty"`
+	Sidecar   string               `json:"sidecar,omitempty"` // the revision whose sidecar the pod has; empty: none
+	PodSays   string               `json:"podSays,omitempty"`
 }
 
-// newTable spaces columns as istioctl does.
-func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 8, 5, ' ', 0) }
-
-func (a *app) meshOf(cmd *cobra.Command, what string) error {
+func (a *app) meshOf(cmd *cobra.Command, what string, output format) error {
 	ctx := cmd.Context()
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
-	var s snapshot
-	var istios sailv1.IstioList
-	var members heddlev1alpha1.MembershipList
-	var tags sailv1.IstioRevisionTagList
-	if err := c.List(ctx, &istios); err != nil {
-		return listing(err)
+	istios, memberships, err := a.members(ctx, c)
+	if err != nil {
+		return err
 	}
-	if err := errors.Join(c.List(ctx, &members), c.List(ctx, &tags)); err != nil {
-		return fmt.Errorf("list memberships and tags: %w", err)
-	}
-	s.istios, s.memberships, s.tags = istios.Items, members.Items, tags.Items
 	namespace, pod := what, ""
 	if name, ns := splitPod(what, a.namespace); ns != "" {
 		namespace, pod = ns, name
@@ -233,18 +336,26 @@ func (a *app) meshOf(cmd *cobra.Command, what string) error {
 	if err := c.Get(ctx, client.ObjectKey{Name: namespace}, ns); err != nil {
 		return fmt.Errorf("read namespace %s: %w", namespace, err)
 	}
-	out := cmd.OutOrStdout()
-	owner := membersOf(s.istios, s.memberships)[namespace]
-	fmt.Fprintf(out, "namespace %s: %s\n", namespace, s.belongs(owner, ns))
-	if pod == "" {
-		return nil
+	s := snapshot{istios: istios, memberships: memberships}
+	owner := membersOf(istios, memberships)[namespace]
+	b := belonging{Namespace: namespace, Mesh: owner.mesh, Phase: owner.phase, Says: s.belongs(owner, ns)}
+	if pod != "" {
+		p := &corev1.Pod{}
+		if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod}, p); err != nil {
+			return fmt.Errorf("read pod %s/%s: %w", namespace, pod, err)
+		}
+		if s.tags, err = a.tags(ctx, c, sailv1.DefaultName, ns.Labels[revisionLabel], p.Labels[revisionLabel]); err != nil {
+			return fmt.Errorf("list tags: %w", err)
+		}
+		b.Pod, b.Sidecar, b.PodSays = pod, injectedBy(p), s.sidecar(owner.mesh, ns, p)
 	}
-	p := &corev1.Pod{}
-	if err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod}, p); err != nil {
-		return fmt.Errorf("read pod %s/%s: %w", namespace, pod, err)
-	}
-	fmt.Fprintf(out, "pod %s: %s\n", pod, s.sidecar(owner.mesh, ns, p))
-	return nil
+	return output.print(cmd.OutOrStdout(), b, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "namespace %s: %s\n", b.Namespace, b.Says)
+		if err == nil && b.Pod != "" {
+			_, err = fmt.Fprintf(w, "pod %s: %s\n", b.Pod, b.PodSays)
+		}
+		return err
+	})
 }
 
 // belongs says which mesh a namespace belongs to, and why.

@@ -41,7 +41,7 @@ func objectsOf(list func(client.ObjectList) error) ([]object, error) {
 }
 
 // checkObjects tells what admission would say of the stored objects that the control plane of some mesh reads.
-func (s snapshot) checkObjects(owner map[string]membership, tell func(mesh, namespace, object, reason, message string)) {
+func (s snapshot) checkObjects(owner map[string]membership, found *found) {
 	roots := map[string]string{}
 	for i := range s.istios {
 		roots[s.istios[i].Name] = rootNamespace(&s.istios[i])
@@ -52,12 +52,12 @@ func (s snapshot) checkObjects(owner map[string]membership, tell func(mesh, name
 			continue
 		}
 		verdict, err := judge.Object(o.raw, roots[mesh])
-		name := o.kind + " " + o.namespace + "/" + o.name
+		about, name := scope{[]string{mesh}, o.namespace}, o.kind+" "+o.namespace+"/"+o.name
 		if err != nil {
-			tell(mesh, o.namespace, name, "UnknownKind", err.Error())
+			found.add(about, name, "UnknownKind", "%s", err)
 		}
 		for _, f := range verdict.Findings() {
-			tell(mesh, o.namespace, name, f.Reason, f.String())
+			found.add(about, name, f.Reason, "%s", f)
 		}
 	}
 }

@@ -56,24 +56,26 @@ func TestCheckObjects(t *testing.T) {
 	s := world()
 	s.istios[1].Spec.Values.Raw = []byte(`{"meshConfig":{"rootNamespace":"app-2"}}`)
 	s.objects = objects
-	var found []string
-	s.checkObjects(membersOf(s.istios, s.memberships), func(mesh, namespace, object, reason, _ string) {
-		found = append(found, fmt.Sprint(mesh, " ", namespace, ": ", object, " ", reason))
-	})
-	slices.Sort(found)
+	var all found
+	s.checkObjects(membersOf(s.istios, s.memberships), &all)
+	var told []string
+	for _, f := range all.all {
+		told = append(told, fmt.Sprint(f.scope.meshes[0], " ", f.scope.namespace, ": ", f.Object, " ", f.Reason))
+	}
+	slices.Sort(told)
 	if d := cmp.Diff([]string{
 		"mesh-1 app-1: DestinationRule app-1/bad Invalid",
 		"mesh-1 app-1: DestinationRule app-1/bad NotActedOn",
 		"mesh-1 sys-1: PeerAuthentication sys-1/p SelectorIgnored",
 		"mesh-2 app-2: PeerAuthentication app-2/p SelectorIgnored",
-	}, found); d != "" {
+	}, told); d != "" {
 		t.Errorf("wanted (-), got (+):\n%s", d)
 	}
-	all := s.check()
-	if !slices.ContainsFunc(all, func(f finding) bool {
+	checked := s.check(scope{})
+	if !slices.ContainsFunc(checked, func(f finding) bool {
 		return f.Object == "DestinationRule app-1/bad" && f.Reason == judge.ReasonInvalid
 	}) {
-		t.Errorf("check says %+v", all)
+		t.Errorf("check says %+v", checked)
 	}
 	if _, err := objectsOf(func(client.ObjectList) error { return errors.New("no right") }); err == nil {
 		t.Error("who may not read is told that all is well")

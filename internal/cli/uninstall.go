@@ -52,10 +52,11 @@ func (a *app) uninstall(cmd *cobra.Command, revision string, yes bool, timeout t
 	if err != nil {
 		return err
 	}
-	members, err := memberships(ctx, c)
+	istios, memberships, err := a.members(ctx, c)
 	if err != nil {
 		return err
 	}
+	members := membersOf(istios, memberships)
 	var served []string
 	for ns, m := range members {
 		if m.mesh == istio.Name {
@@ -106,8 +107,14 @@ func istioOf(ctx context.Context, c client.Client, revision string) (*sailv1.Ist
 	return nil, fmt.Errorf("could not find target revision %s; there are: %s", revision, strings.Join(append(names, "no others"), ", "))
 }
 
-// listing explains the error of a cluster that has never had a mesh.
+// listing explains the error of a cluster that has never had a mesh, and of one whose meshes are not all for this user.
 func listing(err error) error {
+	if err == nil {
+		return nil
+	}
+	if apierrors.IsForbidden(err) {
+		return fmt.Errorf("list meshes: %w; without that right on the cluster name your mesh by its system namespace, with -i", err)
+	}
 	if runtime.IsNotRegisteredError(err) || apierrors.IsNotFound(err) || isNoMatch(err) {
 		return errors.New("the cluster has no meshes: the custom resource definitions are missing (`heddle install` brings them)")
 	}

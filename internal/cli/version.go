@@ -2,16 +2,13 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/internal/operator"
 )
@@ -22,6 +19,7 @@ type versions struct {
 	Heddle       string         `json:"heddleVersion"`
 	ControlPlane []planeVersion `json:"meshVersion,omitempty"`
 	DataPlane    map[string]int `json:"dataPlaneVersion,omitempty"` // proxies by version
+	Unanswered   []string       `json:"unanswered,omitempty"`       // control planes, and why
 }
 
 type planeVersion struct {
@@ -33,87 +31,62 @@ type planeVersion struct {
 
 func (a *app) versionCommand() *cobra.Command {
 	var short, remote bool
-	var output string
+	var output format
 	cmd := &cobra.Command{
 		Use: "version", Short: "Show the versions of client, control planes and proxies", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Client: strings.TrimPrefix(operator.DefaultVersion, "v"), Heddle: a.Version}
+			var unanswered []error
 			if remote {
-				ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
-				defer cancel()
-				if err := a.remoteVersions(ctx, &v); err != nil {
-					fmt.Fprintln(cmd.ErrOrStderr(), "warning:", err) // the client's is known all the same
-					remote = false
+				var err error
+				if unanswered, err = a.remoteVersions(cmd.Context(), &v); err != nil { // the client's is known all the same
+					unanswered, remote = []error{err}, false
 				}
 			}
-			return printVersions(cmd.OutOrStdout(), v, remote, output)
+			if err := output.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printVersions(w, v, remote) }); err != nil {
+				return err
+			}
+			return report(cmd.ErrOrStderr(), unanswered)
 		},
 	}
 	fs := cmd.Flags()
 	fs.BoolVar(&remote, "remote", true, "ask the control planes too")
 	fs.BoolVarP(&short, "short", "s", true, "accepted as in istioctl; without effect")
-	fs.StringVarP(&output, "output", "o", "", "json or yaml")
-	return cmd
+	output.addTo(cmd)
+	return looking(cmd)
 }
 
-func (a *app) remoteVersions(ctx context.Context, v *versions) error {
+// remoteVersions asks the control planes; it returns which did not answer.
+func (a *app) remoteVersions(ctx context.Context, v *versions) ([]error, error) {
 	c, err := a.connect()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	all, err := planes(ctx, c, a.istioNamespace, "")
 	if err != nil {
-		return err
+		return nil, err
 	}
+	replies := each(ctx, all, func(ctx context.Context, p plane) (heard, error) {
+		return c.proxies(ctx, p, only{namespace: a.namespace})
+	})
 	v.DataPlane = map[string]int{}
-	for _, p := range all {
-		if !p.ready {
+	for _, r := range replies {
+		if r.err != nil {
 			continue
 		}
-		body, err := c.get(ctx, p, "/version")
-		if err != nil {
-			return err
-		}
-		v.ControlPlane = append(v.ControlPlane, planeVersion{Component: p.component, Revision: p.revision, Namespace: p.namespace, Version: release(string(body))})
-		if body, err = c.get(ctx, p, "/debug/syncz"); err != nil {
-			return err
-		}
-		var proxies []struct {
-			Version string `json:"istio_version"`
-		}
-		if err := json.Unmarshal(body, &proxies); err != nil {
-			return fmt.Errorf("/debug/syncz of %s/%s: %w", p.namespace, p.pod, err)
-		}
-		for _, x := range proxies {
-			v.DataPlane[strings.TrimPrefix(x.Version, "v")]++
+		v.ControlPlane = append(v.ControlPlane, planeVersion{Component: r.component, Revision: r.revision, Namespace: r.namespace, Version: r.said.version})
+		for _, p := range r.said.proxies {
+			v.DataPlane[p.version]++
 		}
 	}
-	return nil
+	unanswered := silent(replies)
+	for _, err := range unanswered {
+		v.Unanswered = append(v.Unanswered, err.Error())
+	}
+	return unanswered, nil
 }
 
-// release cuts "-<commit>-<Clean|Modified>" off what /version answers.
-func release(s string) string {
-	s = strings.TrimPrefix(strings.TrimSpace(s), "v")
-	if parts := strings.Split(s, "-"); len(parts) > 2 {
-		s = strings.Join(parts[:len(parts)-2], "-")
-	}
-	return s
-}
-
-func printVersions(w io.Writer, v versions, remote bool, output string) error {
-	switch output {
-	case "json":
-		text, err := json.MarshalIndent(v, "", "  ")
-		fmt.Fprintln(w, string(text))
-		return err
-	case "yaml":
-		text, err := yaml.Marshal(v)
-		fmt.Fprint(w, string(text))
-		return err
-	case "":
-	default:
-		return fmt.Errorf("--output %s: use json or yaml", output)
-	}
+func printVersions(w io.Writer, v versions, remote bool) error {
 	fmt.Fprintln(w, "client version:", v.Client)
 	if remote {
 		by := map[string][]string{}
@@ -129,6 +102,9 @@ func printVersions(w io.Writer, v versions, remote bool, output string) error {
 			} else {
 				planes = append(planes, version+" ("+strings.Join(by[version], ", ")+")")
 			}
+		}
+		if n := len(v.Unanswered); n > 0 {
+			planes = append(planes, fmt.Sprintf("unknown (%d did not answer)", n))
 		}
 		fmt.Fprintln(w, "control plane version:", orWord(strings.Join(planes, ", ")))
 		var proxies []string

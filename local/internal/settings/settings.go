@@ -246,7 +246,7 @@ func (c Cluster) DNSObjects(image string) (string, error) {
 	return render("coredns.yaml", map[string]any{"Image": image, "DNS": c.DNS()})
 }
 
-// ImagesObject tells who installs Heddle what it is called.
+// ImagesObject tells who installs Heddle what it is called, where no control plane may write.
 func ImagesObject(heddle, proxy string) (string, error) {
 	return render("images.yaml", map[string]any{"Heddle": heddle, "Proxy": proxy})
 }

@@ -111,3 +111,19 @@ func TestKeysExist(t *testing.T) {
 		}
 	}
 }
+
+// The names of the images stand where control planes may not write: those may make ConfigMaps.
+func TestImagesObject(t *testing.T) {
+	text, err := ImagesObject("r/heddle:1", "r/proxy:2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"kind: ClusterRole\n", "name: heddle-local:images\n", "heddle.dev/image: r/heddle:1\n", "heddle.dev/proxy-image: r/proxy:2\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "kind: ConfigMap") {
+		t.Errorf("a ConfigMap:\n%s", text)
+	}
+}
