@@ -26,7 +26,7 @@ func (a *app) uninstallCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case purge:
-				return errors.New("--purge would remove every mesh of the cluster, also those of others: remove each with --revision NAME")
+				return errors.New("--purge would remove every mesh of the cluster, also those of others: remove each with --revision NAME, or all with the operator: uninstall operator")
 			case revision == "":
 				return fmt.Errorf("name the mesh: --revision NAME (`%s mesh list` shows them)", a.Name)
 			}
@@ -38,6 +38,7 @@ func (a *app) uninstallCommand() *cobra.Command {
 	fs.BoolVarP(&yes, "skip-confirmation", "y", false, "do not ask")
 	fs.BoolVar(&purge, "purge", false, "refused: there may be meshes of others")
 	fs.DurationVar(&timeout, "readiness-timeout", 2*time.Minute, "how long to wait until everything is gone")
+	cmd.AddCommand(a.uninstallOperatorCommand())
 	return cmd
 }
 
