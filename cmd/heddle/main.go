@@ -64,7 +64,7 @@ func discoveryCommand() *cobra.Command {
 	var plaintext, level string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "discovery", Short: "Run the control plane of one mesh", Args: cobra.ArbitraryArgs,
+		Use: "discovery", Short: "Run the control plane of one mesh", Hidden: true, Args: cobra.ArbitraryArgs,
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if o.Log, err = logger(level, asJSON); err != nil {
@@ -95,7 +95,7 @@ func operatorCommand() *cobra.Command {
 	var level string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "operator", Short: "Run the operator of a cluster", Args: cobra.NoArgs,
+		Use: "operator", Short: "Run the operator of a cluster", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := logger(level, asJSON)
 			if err != nil {

@@ -78,6 +78,9 @@ func (a *app) checkCommand() *cobra.Command {
 				return err
 			}
 			limit := scope{namespace: a.namespace}
+			if a.namespace != "" && !slices.ContainsFunc(s.namespaces, func(ns corev1.Namespace) bool { return ns.Name == a.namespace }) {
+				return fmt.Errorf("there is no namespace %s to look at", a.namespace)
+			}
 			if a.istioNamespace != "" {
 				chosen, err := a.chosen(s.istios, membersOf(s.istios, s.memberships))
 				if err != nil {

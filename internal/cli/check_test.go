@@ -358,6 +358,7 @@ func TestCheckExitCode(t *testing.T) {
 		{"a finding elsewhere", "check -n sys-2", world0(t, 2, &old), 0},
 		{"a finding of another mesh", "check -i sys-2", world0(t, 2, &old), 0},
 		{"no such mesh", "check -i nope", world0(t, 2), 2},
+		{"no such namespace", "check -n nope", world0(t, 2), 2},
 		{"no cluster", "check", broken, 2},
 		{"no such flag", "check --nope", world0(t, 1), 2},
 		{"no such argument", "check nope", world0(t, 1), 2},

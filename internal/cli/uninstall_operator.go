@@ -85,8 +85,7 @@ func (r removal) empty() bool {
 }
 
 func (a *app) uninstallOperator(cmd *cobra.Command, f removalFlags) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
-	defer cancel()
+	ctx := cmd.Context()
 	c, err := a.connect()
 	if err != nil {
 		return err
@@ -123,8 +122,9 @@ func (a *app) uninstallOperator(cmd *cobra.Command, f removalFlags) error {
 	if err := confirm(cmd, f.yes, "This removes the operator from the cluster."); err != nil {
 		return err
 	}
-	s := newSteps(out)
-	if err := within(ctx, r.carryOut(ctx, c, s), "not everything is gone; the same command goes on"); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	if err := within(ctx, r.carryOut(ctx, c, newSteps(out)), "not everything is gone yet; --dry-run tells what is left, and the verb goes on with it"); err != nil {
 		return err
 	}
 	r.sayLeft(out)
@@ -187,9 +187,11 @@ func planRemoval(ctx context.Context, c client.Client, f removalFlags) (removal,
 		switch o := there.(type) {
 		case *apiextensionsv1.CustomResourceDefinition:
 			goes := f.purge && (foreign == "" || f.foreign)
-			if !goes && f.purge {
-				stays(o, "of "+foreign+" too; --delete-foreign-definitions deletes it as well")
-			} else if !goes {
+			switch {
+			case goes:
+			case foreign != "":
+				stays(o, "of "+foreign+" too; --purge --delete-foreign-definitions deletes it as well")
+			default:
 				stays(o, "and all objects of it; --purge deletes it")
 			}
 			if goes || o.Spec.Group == sailv1.GroupVersion.Group {
@@ -410,14 +412,18 @@ func (r removal) carryOut(ctx context.Context, c client.WithWatch, s *steps) err
 		s.done("operator removed")
 	}
 	for _, crd := range r.definitions {
-		// Nobody confirmed what was made since the objects were counted.
+		// Nobody confirmed what was made since the objects were counted; of what the operator took apart there is none.
+		was := r.counted(crd.Spec.Names.Kind)
+		if crd.Spec.Group == sailv1.GroupVersion.Group {
+			was = 0
+		}
 		var now removal
 		if err := now.count(ctx, c, crd, true, new([]string)); err != nil {
 			return err
 		}
 		n, kinds := now.users()
-		if was := r.counted(crd.Spec.Names.Kind); n > was {
-			return fmt.Errorf("definition %s stays: there are %s now, and %d were confirmed; run the command again", crd.Name, kinds, was)
+		if n > was {
+			return fmt.Errorf("definition %s stays, and what comes after it: there are %s now, %d more than were confirmed; --dry-run tells what is left, and the verb goes on with it", crd.Name, kinds, n-was)
 		}
 		if err := remove(ctx, c, crd); err != nil {
 			return err

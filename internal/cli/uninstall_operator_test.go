@@ -5,6 +5,7 @@ import (
 	"errors"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +25,9 @@ import (
 )
 
 const vsCRD = "virtualservices.networking.istio.io"
+
+// everything is read once: the definitions are a megabyte of YAML.
+var everything = sync.OnceValues(func() ([]client.Object, error) { return operator.Installed(operator.Namespace) })
 
 // installed0 is a cluster with all that install operator and the operator bring, and these objects, made by a user.
 func installed0(t *testing.T, objects ...client.Object) cluster {
@@ -46,11 +50,12 @@ func installed0(t *testing.T, objects ...client.Object) cluster {
 		return w.Delete(ctx, o, opts...)
 	}})
 	c := cluster{WithWatch: b.Build()}
-	all, err := operator.Installed(operator.Namespace)
+	all, err := everything()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range all {
+		o = o.DeepCopyObject().(client.Object)
 		switch o := o.(type) {
 		case *appsv1.Deployment:
 			o.Status.AvailableReplicas = 2
@@ -211,7 +216,7 @@ func TestUninstallOperatorLeavesOthers(t *testing.T) {
 	}
 	w.make(t, "somebody", unmarked.DeepCopy())
 	out, err := runVerb(t, w, nil, "uninstall", "operator", "-y", "--purge")
-	if err != nil || !strings.Contains(out, vsCRD+" (of helm too; --delete-foreign-definitions deletes it as well)") || !strings.Contains(out, "ClusterRole heddle-mesh-member (of somebody") {
+	if err != nil || !strings.Contains(out, vsCRD+" (of helm too; --purge --delete-foreign-definitions deletes it as well)") || !strings.Contains(out, "ClusterRole heddle-mesh-member (of somebody") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	if !w.has(t, definition(vsCRD)) || !w.has(t, unmarked.DeepCopy()) || w.has(t, definition("istios.sailoperator.io")) {
@@ -238,6 +243,29 @@ func TestUninstallOperatorThatDoesNotRun(t *testing.T) {
 	}
 	if !w.has(t, &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "mesh-1"}}) {
 		t.Error("the mesh is gone")
+	}
+}
+
+// What is made while it runs was confirmed by nobody: its definition stays.
+func TestUninstallOperatorWhileUsersWork(t *testing.T) {
+	for name, late := range map[string]client.Object{
+		"virtualservices.networking.istio.io": virtualService("late"), "istios.sailoperator.io": &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "late"}},
+	} {
+		w := installed0(t, append(meshThere(), virtualService("a"))...)
+		made := false
+		w.WithWatch = interceptor.NewClient(w.WithWatch, interceptor.Funcs{Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+			if o.GetObjectKind().GroupVersionKind().Kind == "Deployment" && !made {
+				made = true
+				if err := c.Create(ctx, late); err != nil {
+					return err
+				}
+			}
+			return c.Delete(ctx, o, opts...)
+		}})
+		out, err := runVerb(t, w, nil, "uninstall", "operator", "-y", "--purge", "--delete-user-objects", "2")
+		if err == nil || !strings.Contains(err.Error(), "definition "+name+" stays") || !w.has(t, definition(name)) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
 	}
 }
 
