@@ -58,6 +58,7 @@ func (a *app) uninstallOperatorCommand() *cobra.Command {
 // removal is what uninstalling the operator comes to.
 type removal struct {
 	sail        []client.Object // meshes, tags and revisions, of whomever; the operator takes them apart
+	systems     []string        // system namespaces of meshes
 	kinds       []kindCount     // of what users made and would be deleted
 	objects     []client.Object // in the order of their deletion, the Deployment first
 	definitions []*apiextensionsv1.CustomResourceDefinition
@@ -169,7 +170,6 @@ func planRemoval(ctx context.Context, c client.Client, f removalFlags) (removal,
 	stays := func(o client.Object, why string) {
 		r.left = append(r.left, fmt.Sprintf("%s (%s): %s", title(o), why, how(o)))
 	}
-	var systems []string
 	for _, wanted := range all {
 		gvk := wanted.GetObjectKind().GroupVersionKind()
 		empty, err := c.Scheme().New(gvk)
@@ -195,7 +195,7 @@ func planRemoval(ctx context.Context, c client.Client, f removalFlags) (removal,
 				stays(o, "and all objects of it; --purge deletes it")
 			}
 			if goes || o.Spec.Group == sailv1.GroupVersion.Group {
-				if err := r.count(ctx, c, o, goes, &systems); err != nil {
+				if err := r.count(ctx, c, o); err != nil {
 					return r, err
 				}
 			}
@@ -225,8 +225,8 @@ func planRemoval(ctx context.Context, c client.Client, f removalFlags) (removal,
 		}
 	}
 	slices.SortStableFunc(r.sail, func(a, b client.Object) int { return rank(a) - rank(b) })
-	slices.Sort(systems)
-	for _, ns := range slices.Compact(systems) {
+	slices.Sort(r.systems)
+	for _, ns := range slices.Compact(r.systems) {
 		secret := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: caSecret}}
 		there := &metav1.PartialObjectMetadata{TypeMeta: secret.TypeMeta} // its keys are not needed
 		err := c.Get(ctx, client.ObjectKeyFromObject(secret), there)
@@ -249,7 +249,7 @@ func rank(o client.Object) int {
 }
 
 // count adds a definition's objects: what users made to their number, and what the operator must take apart to sail.
-func (r *removal) count(ctx context.Context, c client.Client, crd *apiextensionsv1.CustomResourceDefinition, goes bool, systems *[]string) error {
+func (r *removal) count(ctx context.Context, c client.Client, crd *apiextensionsv1.CustomResourceDefinition) error {
 	sail := crd.Spec.Group == sailv1.GroupVersion.Group
 	gvk := schema.GroupVersionKind{Group: crd.Spec.Group, Kind: crd.Spec.Names.Kind}
 	for _, v := range crd.Spec.Versions {
@@ -275,14 +275,14 @@ func (r *removal) count(ctx context.Context, c client.Client, crd *apiextensions
 				return fmt.Errorf("read Istio %s: %w", o.Name, err)
 			}
 			if ns := istio.Spec.Namespace; ns != "" {
-				*systems = append(*systems, ns)
+				r.systems = append(r.systems, ns)
 			}
 		}
 		if !madeByUs(o) {
 			users++
 		}
 	}
-	if users > 0 && (goes || sail) {
+	if users > 0 {
 		r.kinds = append(r.kinds, kindCount{gvk.Kind, users})
 	}
 	return nil
@@ -418,7 +418,7 @@ func (r removal) carryOut(ctx context.Context, c client.WithWatch, s *steps) err
 			was = 0
 		}
 		var now removal
-		if err := now.count(ctx, c, crd, true, new([]string)); err != nil {
+		if err := now.count(ctx, c, crd); err != nil {
 			return err
 		}
 		n, kinds := now.users()
