@@ -5,7 +5,6 @@ import (
 	"errors"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -25,9 +24,6 @@ import (
 )
 
 const vsCRD = "virtualservices.networking.istio.io"
-
-// everything is read once: the definitions are a megabyte of YAML.
-var everything = sync.OnceValues(func() ([]client.Object, error) { return operator.Installed(operator.Namespace) })
 
 // installed0 is a cluster with all that install operator and the operator bring, and these objects, made by a user.
 func installed0(t *testing.T, objects ...client.Object) cluster {
@@ -50,12 +46,11 @@ func installed0(t *testing.T, objects ...client.Object) cluster {
 		return w.Delete(ctx, o, opts...)
 	}})
 	c := cluster{WithWatch: b.Build()}
-	all, err := everything()
+	all, err := operator.Installed(operator.Namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range all {
-		o = o.DeepCopyObject().(client.Object)
 		switch o := o.(type) {
 		case *appsv1.Deployment:
 			o.Status.AvailableReplicas = 2

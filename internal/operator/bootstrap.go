@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +44,18 @@ const (
 
 // CRDs are the custom resources that Heddle serves, Istio's included, sorted by name.
 func CRDs() ([]*apiextensionsv1.CustomResourceDefinition, error) {
+	all, err := definitions()
+	out := make([]*apiextensionsv1.CustomResourceDefinition, 0, len(all))
+	for _, c := range all {
+		out = append(out, c.DeepCopy())
+	}
+	return out, err
+}
+
+// definitions is a table that nobody writes, read when it is first wanted: it is a megabyte of YAML.
+var definitions = sync.OnceValues(readDefinitions)
+
+func readDefinitions() ([]*apiextensionsv1.CustomResourceDefinition, error) {
 	entries, err := crdFiles.ReadDir("crds")
 	if err != nil {
 		return nil, fmt.Errorf("list the CRDs: %w", err)
