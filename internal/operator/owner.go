@@ -27,6 +27,7 @@ const (
 	// foreignWait is how long until such an object is looked at again: no event tells that its owner has deleted it.
 	foreignWait = 15 * time.Second
 
+	// The mark of what Bootstrap brings, but of definitions and the namespace, which others may have a hand in.
 	labelPartOf = "app.kubernetes.io/part-of"
 	partOf      = "heddle"
 )

@@ -22,10 +22,6 @@ const (
 	policyLabels  = "heddle-revision-label"
 	policyProbe   = "heddle-operator-dry-run"
 	policyOwned   = "heddle-operator-objects"
-
-	// The mark of what Bootstrap brings, but of definitions and the namespace, which others may have a hand in.
-	partOf       = "app.kubernetes.io/part-of"
-	partOfHeddle = "heddle"
 )
 
 // selectorLines is a mesh's value in the ConfigMap mesh-selectors: a selector a line. It is empty for a mesh that has
@@ -74,7 +70,7 @@ func labelVariables() []admissionv1.Variable {
 }
 
 func policyMeta(name string) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Name: name, Labels: map[string]string{partOf: partOfHeddle}}
+	return metav1.ObjectMeta{Name: name, Labels: map[string]string{labelPartOf: partOf}}
 }
 
 // policy pairs a policy with its binding.

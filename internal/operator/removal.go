@@ -61,7 +61,7 @@ func ForeignTo(o client.Object, namespace string) string {
 	}
 	slices.Sort(managers)
 	others := strings.Join(slices.Compact(managers), ", ")
-	ours := o.GetLabels()[partOf] == partOfHeddle
+	ours := operatorOwner().owns(o)
 	switch o.(type) {
 	case *apiextensionsv1.CustomResourceDefinition:
 		_, ours = o.GetAnnotations()[crdVersionKey]
