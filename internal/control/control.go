@@ -3,6 +3,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,10 +28,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
-// openWait bounds how long the servers stay closed at a start for the watches of all members: a namespace whose rights are
-// broken must not keep the rest of the mesh from its control plane.
-const openWait = 10 * time.Second
-
 const caSecret = "istio-ca-secret"
 
 // Options is everything a plane is told from outside. The zero addresses work.
@@ -50,7 +47,12 @@ type Options struct {
 	HTTPSAddr        string // webhooks, TLS
 	MonitoringAddr   string
 	HTTPAddr         string        // readiness
-	MaxConnectionAge time.Duration // so that proxies spread over new replicas
+	MaxConnectionAge time.Duration // so that proxies spread over new replicas; 0: 30 min
+
+	// OpenWait bounds how long the servers stay closed at a start for the watches of all members: a namespace whose rights
+	// are broken must not keep the rest of the mesh from its control plane. What proxies hold of it they keep, see
+	// xds.Server.Partial. 0: 10 s.
+	OpenWait time.Duration
 
 	Log *slog.Logger
 }
@@ -69,9 +71,8 @@ func (o *Options) defaults() error {
 	set(&o.HTTPSAddr, ":15017")
 	set(&o.MonitoringAddr, ":15014")
 	set(&o.HTTPAddr, ":8080")
-	if o.MaxConnectionAge == 0 {
-		o.MaxConnectionAge = 30 * time.Minute
-	}
+	o.MaxConnectionAge = cmp.Or(o.MaxConnectionAge, 30*time.Minute)
+	o.OpenWait = cmp.Or(o.OpenWait, 10*time.Second)
 	var faults []error
 	if o.Mesh == "" {
 		faults = append(faults, errors.New("no mesh is named: set HEDDLE_MESH to the name of the Istio object"))
@@ -156,7 +157,7 @@ func (p *plane) start(ctx context.Context) error {
 	config.feed(pipeline.Sources)
 
 	var server *xds.Server
-	members := newMembers(ctx, p.Log, p.cluster, pipeline.Sources, authority.Roots(), func(namespace string) {
+	members := newMembers(ctx, p.Log, p.cluster, g, pipeline.Sources, authority.Roots(), func(namespace string) {
 		server.Close(inNamespace(namespace), errLeft(namespace, p.Mesh))
 	})
 	pods := newGone(pipeline.Workload, time.Now)
@@ -184,11 +185,12 @@ func (p *plane) start(ctx context.Context) error {
 			moved = append(moved, k.Name+"."+k.Namespace)
 		}
 		server.Publish(uint64(rev), pipeline.Changes(), moved...)
+		server.Partial(len(members.awaited.All()) > 0) // after what was awaited is published
 	})
 	p.tasks.Go(func() error { return g.Run(ctx) })
 	p.tasks.Go(func() error { return server.Run(ctx) })
 
-	if err := p.open(ctx, members, pipeline); err != nil {
+	if err := p.open(ctx, members, pipeline, cmp.Or(settings.MeshConfig().GetRootNamespace(), p.Namespace)); err != nil {
 		return err
 	}
 	if err := g.WaitRev(ctx, g.Staged()); err != nil {
@@ -222,8 +224,9 @@ func hold[T any, P kube.Object[T]](ctx context.Context, p *plane, kind kube.Kind
 	return w
 }
 
-// open starts the watches and waits for them; the members' only up to openWait.
-func (p *plane) open(ctx context.Context, members *members, pipeline *Pipeline) error {
+// open starts the watches and waits for them: as long as it takes for the memberships, and for the system namespace and
+// the root namespace, whose policies make all the mesh safer; for the other members up to OpenWait.
+func (p *plane) open(ctx context.Context, members *members, pipeline *Pipeline, root string) error {
 	nodes := hold(ctx, p, kube.Nodes, metav1.NamespaceAll, pipeline.Sources.Nodes)
 	memberships := kube.Follow(ctx, p.cluster, kube.Memberships, p.Namespace, members)
 	p.tasks.Go(func() error {
@@ -239,10 +242,17 @@ func (p *plane) open(ctx context.Context, members *members, pipeline *Pipeline) 
 		case <-w.Synced():
 		}
 	}
-	bounded, cancel := context.WithTimeout(ctx, openWait)
+	p.Log.LogAttrs(ctx, slog.LevelInfo, "waiting for the namespaces whose policies are for all", slog.String("system", p.Namespace), slog.String("root", root))
+	for _, namespace := range []string{p.Namespace, root} {
+		if err := members.Read(ctx, namespace); err != nil {
+			return err
+		}
+	}
+	bounded, cancel := context.WithTimeout(ctx, p.OpenWait)
 	defer cancel()
 	if err := members.Opened(bounded); err != nil && ctx.Err() == nil {
-		p.Log.LogAttrs(ctx, slog.LevelWarn, "serving though not every member namespace can be read")
+		p.Log.LogAttrs(ctx, slog.LevelWarn, "serving though not every member namespace can be read; what proxies hold of those that were is kept",
+			slog.Any("namespaces", members.unread()))
 	}
 	return ctx.Err()
 }

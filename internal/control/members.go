@@ -32,6 +32,9 @@ type members struct {
 	sources *Sources
 	root    string                 // the bundle that each member gets
 	left    func(namespace string) // called when a namespace is no longer served, before its watches close
+	// awaited holds each namespace that some plane has read, as its Membership's status says, and this one has not yet:
+	// proxies may hold what is in it.
+	awaited *graph.Source[string, struct{}]
 
 	ctx     context.Context // of the plane; ends all members
 	wg      sync.WaitGroup
@@ -40,12 +43,13 @@ type members struct {
 	changed chan struct{} // closed and replaced whenever a Membership changes
 }
 
-// member is one namespace; its goroutine owns everything but latest.
+// member is one namespace; its goroutine owns everything but what members.mu guards.
 type member struct {
 	*members
 	namespace string
 	want      chan struct{}              // holds a token when latest has changed
 	latest    *heddlev1alpha1.Membership // guarded by members.mu
+	read      bool                       // what is in the namespace is staged, and served; guarded by members.mu
 	opened    chan struct{}              // closed when what was wanted first is done
 	open      func()                     // closes opened
 
@@ -61,9 +65,9 @@ type version struct {
 	generation int64
 }
 
-func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, s *Sources, root string, left func(string)) *members {
+func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, g *graph.Graph, s *Sources, root string, left func(string)) *members {
 	return &members{
-		log: log, cluster: c, sources: s, root: root, left: left,
+		log: log, cluster: c, sources: s, root: root, left: left, awaited: graph.NewSource[string, struct{}](g, "source.awaited", nil),
 		ctx: ctx, byNS: map[string]*member{}, changed: make(chan struct{}),
 	}
 }
@@ -97,6 +101,20 @@ func (m *members) in(phase heddlev1alpha1.Phase) int {
 	return n
 }
 
+// unread returns the members that are not read yet.
+func (m *members) unread() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []string
+	for namespace, e := range m.byNS {
+		if e.latest != nil && joins(e.latest.Spec.Phase) && !e.read {
+			out = append(out, namespace)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 func joins(p heddlev1alpha1.Phase) bool { return p != "" && p != heddlev1alpha1.Leaving }
 
 // Wait returns true as soon as namespace is a member, joining ones included, and false when ctx ends first or the
@@ -124,16 +142,30 @@ func (m *members) Outside(namespace string) (owner string, outside bool) {
 // Opened returns when every namespace that is a member now has its watches open, or ctx ends.
 func (m *members) Opened(ctx context.Context) error {
 	m.mu.Lock()
-	all := slices.Collect(maps.Values(m.byNS))
+	all := slices.Collect(maps.Keys(m.byNS))
 	m.mu.Unlock()
-	for _, e := range all {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-e.opened:
+	for _, namespace := range all {
+		if err := m.Read(ctx, namespace); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// Read returns when a namespace is read, if it is a member now, or ctx ends.
+func (m *members) Read(ctx context.Context, namespace string) error {
+	m.mu.Lock()
+	e := m.byNS[namespace]
+	m.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-e.opened:
+		return nil
+	}
 }
 
 // Close waits for what has been started; ctx must have ended and the watch of the memberships too.
@@ -178,9 +210,26 @@ func (m *members) update(namespace string, obj *heddlev1alpha1.Membership) {
 		m.wg.Go(e.run)
 	}
 	e.latest = obj
+	e.awaitLocked()
 	close(m.changed)
 	m.changed = make(chan struct{})
 	e.wake()
+}
+
+// reading notes whether the namespace is read, after what is in it was staged and before it goes.
+func (e *member) reading(read bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.read = read
+	e.awaitLocked()
+}
+
+func (e *member) awaitLocked() {
+	if o := e.latest; o != nil && joins(o.Spec.Phase) && o.Status.Watching && o.Status.UID == o.UID && !e.read {
+		e.awaited.Set(e.namespace, struct{}{})
+		return
+	}
+	e.awaited.Delete(e.namespace)
 }
 
 func (e *member) wake() {
@@ -304,6 +353,7 @@ func (e *member) join(obj *heddlev1alpha1.Membership) error {
 		}
 	}
 	e.sources.Memberships.Set(e.key(), obj)
+	e.reading(true)
 	e.open()
 	select {
 	case <-e.rootSeen: // by the watch that was opened just now; what comes from here on is news
@@ -318,6 +368,7 @@ func (e *member) join(obj *heddlev1alpha1.Membership) error {
 // leave stops serving the namespace: its clients are told why before what they hold goes, and that before what they are.
 func (e *member) leave() {
 	e.left(e.namespace)
+	e.reading(false)
 	e.sources.Memberships.Delete(e.key())
 	for name, w := range e.watches {
 		w.Stop()

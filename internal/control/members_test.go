@@ -46,7 +46,7 @@ func newTown(t *testing.T) *town {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	p := NewPipeline(w.graph, Options{Mesh: "one", Namespace: system, Revision: "default", Cluster: "c1"})
-	w.members = newMembers(ctx, log, cluster, p.Sources, "ours", func(namespace string) {
+	w.members = newMembers(ctx, log, cluster, w.graph, p.Sources, "ours", func(namespace string) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.leaving <- append([]string{namespace}, slices.Sorted(maps.Keys(w.byNS[namespace].watches))...)

@@ -16,6 +16,7 @@ var (
 	uptimeDesc      = prometheus.NewDesc("istiod_uptime_seconds", "Time since the plane began.", nil, nil)
 	rootExpiryDesc  = prometheus.NewDesc("citadel_server_root_cert_expiry_timestamp", "When the signing certificate ends, in seconds since 1970.", nil, nil)
 	membersDesc     = prometheus.NewDesc("heddle_members", "Namespaces of the mesh, by the phase of their Membership.", []string{"phase"}, nil)
+	unreadDesc      = prometheus.NewDesc("heddle_unread_members", "Namespaces of the mesh that this plane has not read yet.", nil, nil)
 	marshalledDesc  = prometheus.NewDesc("heddle_xds_marshalled_total", "Messages and fragments marshalled, once for all clients.", nil, nil)
 	responsesDesc   = prometheus.NewDesc("heddle_xds_responses_total", "Discovery responses sent.", nil, nil)
 	bytesDesc       = prometheus.NewDesc("heddle_xds_response_bytes_total", "Bytes of discovery responses sent.", nil, nil)
@@ -59,6 +60,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, phase := range []heddlev1alpha1.Phase{heddlev1alpha1.Joining, heddlev1alpha1.Member, heddlev1alpha1.Leaving} {
 		gauge(membersDesc, float64(m.members.in(phase)), string(phase))
 	}
+	gauge(unreadDesc, float64(len(m.members.unread())))
 	s := m.server.Stats()
 	counter(marshalledDesc, float64(s.Marshalled))
 	counter(responsesDesc, float64(s.Sent))

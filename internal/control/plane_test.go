@@ -28,6 +28,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
@@ -77,6 +78,7 @@ type running struct {
 	addr  string
 	ended chan error
 	stop  context.CancelFunc
+	wait  time.Duration // Options.OpenWait
 }
 
 func startPlane(t *testing.T) *running {
@@ -99,7 +101,7 @@ func (r *running) run(t *testing.T) {
 		r.ended <- Run(ctx, Options{
 			Mesh: "one", Namespace: system, PodName: "istiod-1", Cluster: "c1", Kubeconfig: r.api.Kubeconfig(), SigningDir: t.TempDir(),
 			SecureAddr: r.addr + ":15012", HTTPSAddr: r.addr + ":15017", MonitoringAddr: r.addr + ":15014", HTTPAddr: r.addr + ":8080",
-			Log: slog.New(slog.NewTextHandler(r.log, nil)),
+			OpenWait: r.wait, Log: slog.New(slog.NewTextHandler(r.log, nil)),
 		})
 	}()
 	t.Cleanup(cancel)
@@ -197,12 +199,16 @@ func (r *running) dial(t *testing.T) *grpc.ClientConn {
 // proxy connects as a pod's agent does.
 func (r *running) proxy(t *testing.T, conn *grpc.ClientConn, form xdstest.Form, namespace, pod string) *xdstest.Client {
 	t.Helper()
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+namespace+":cart:"+pod+":"+audience, "clusterid", "c1")
-	c, err := xdstest.Connect(ctx, conn, form, nodeOf(t, namespace, pod))
+	c, err := xdstest.Connect(r.as(t, namespace, pod), conn, form, nodeOf(t, namespace, pod))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// as is the context of a pod's calls.
+func (r *running) as(t *testing.T, namespace, pod string) context.Context {
+	return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+namespace+":cart:"+pod+":"+audience, "clusterid", "c1")
 }
 
 func nodeOf(t *testing.T, namespace, pod string) *corev3.Node {
@@ -219,7 +225,7 @@ func nodeOf(t *testing.T, namespace, pod string) *corev3.Node {
 
 func cartPod(name string) *corev1.Pod {
 	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{"app": "cart"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-of-" + name), Labels: map[string]string{"app": "cart"}},
 		Spec:       corev1.PodSpec{ServiceAccountName: "cart"},
 		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},
 	}
@@ -345,6 +351,112 @@ func TestPlaneEnd(t *testing.T) {
 	}
 }
 
+// A plane is not ready, and takes no stream, until the system namespace is read: its policies make the whole mesh safer.
+func TestSystemNamespaceFirst(t *testing.T) {
+	r := startPlane(t)
+	r.wait = time.Millisecond
+	r.configure()
+	r.put("shop", heddlev1alpha1.Member)
+	r.put("root", heddlev1alpha1.Member)
+	r.api.Put("configmaps", settings("istio", "mesh", "rootNamespace: root"))
+	r.api.Refuse("root")
+	r.run(t)
+	r.api.Await("the report of shop", func() bool { return r.api.Get("memberships", system, "shop", "status", "watching") == true })
+	r.log.await(t, "waiting for the namespaces whose policies are for all")
+	r.api.Await("tries to read the root namespace, for a third of a second", func() bool {
+		tries := 0
+		for _, q := range r.api.Requests() {
+			if strings.Contains(q.Path, "/namespaces/root/") && q.Code == http.StatusForbidden {
+				tries++
+			}
+		}
+		return tries >= 25
+	})
+	if code, _ := r.get(t, "http://"+r.addr+":8080/ready", ""); code != http.StatusServiceUnavailable {
+		t.Errorf("/ready is %d though a root namespace is not read", code)
+	}
+	if c, err := net.Dial("tcp", r.addr+":15012"); err == nil {
+		c.Close()
+		t.Error("streams are taken though a root namespace is not read")
+	}
+	r.api.Allow("root")
+	r.log.await(t, "msg=serving")
+	r.end(t)
+}
+
+// A plane that begins while a namespace can't be read takes nothing of it from a proxy that comes from the plane before.
+func TestRestartKeeps(t *testing.T) {
+	for _, form := range xdstest.Forms {
+		t.Run(form.String(), func(t *testing.T) {
+			r := startPlane(t)
+			r.wait = time.Millisecond
+			r.configure()
+			name := func(namespace string) string { return "outbound|80||cart." + namespace + ".svc.cluster.local" }
+			for i, namespace := range []string{"shop", "pay"} {
+				r.put(namespace, heddlev1alpha1.Member)
+				r.api.Put("services", &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "cart"}, Spec: corev1.ServiceSpec{
+					ClusterIP: fmt.Sprint("10.96.0.", i+1), Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
+				}})
+			}
+			r.api.Put("pods", cartPod("cart-1"))
+			r.run(t)
+			r.log.await(t, "msg=serving")
+			for _, namespace := range []string{"shop", "pay"} {
+				r.api.Await("the report of "+namespace, func() bool { return r.api.Get("memberships", system, namespace, "status", "watching") == true })
+			}
+			client := r.proxy(t, r.dial(t), form, "shop", "cart-1")
+			until := func(ok func() bool) {
+				t.Helper()
+				for !ok() {
+					check(t, client.Ack(next(t, client)))
+				}
+			}
+			check(t, client.Subscribe(clusterType))
+			until(func() bool {
+				return client.Held[clusterType][name("pay")] != nil && client.Held[clusterType][name("shop")] != nil
+			})
+			check(t, client.Subscribe(routeType, "80"))
+			until(func() bool { return client.Held[routeType]["80"] != nil })
+			before := client.Held[routeType]["80"].GetValue()
+			r.end(t)
+
+			r.api.Refuse("pay")
+			r.log = &transcript{written: make(chan struct{})}
+			r.run(t)
+			r.log.await(t, "msg=serving")
+			r.api.Put("services", &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "new"}, Spec: corev1.ServiceSpec{
+				ClusterIP: "10.96.0.3", Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
+			}})
+			conn := r.dial(t)
+			check(t, client.Reconnect(r.as(t, "shop", "cart-1"), conn, nodeOf(t, "shop", "cart-1")))
+			fresh := r.proxy(t, conn, form, "shop", "cart-1") // holds nothing: it is served what there is
+			if got := subscribe(t, fresh, clusterType).Names; !slices.Contains(got, name("shop")) {
+				t.Errorf("a new proxy has clusters %v", got)
+			}
+			const added = "outbound|80||new.shop.svc.cluster.local"
+			until(func() bool { return form == xdstest.SotW || client.Held[clusterType][added] != nil })
+			if client.Held[clusterType][name("pay")] == nil || !bytes.Equal(client.Held[routeType]["80"].GetValue(), before) {
+				t.Error("what could not be read was taken away")
+			}
+			r.api.Allow("pay")
+			until(func() bool {
+				return client.Held[clusterType][added] != nil && !bytes.Equal(client.Held[routeType]["80"].GetValue(), before)
+			})
+			if client.Held[clusterType][name("pay")] == nil {
+				t.Error("it was taken away when it could be read")
+			}
+			r.end(t)
+		})
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A deleted pod's stream ends, and its token is good for nothing.
 func TestPodDeleted(t *testing.T) {
 	r := startPlane(t)
@@ -353,14 +465,6 @@ func TestPodDeleted(t *testing.T) {
 	r.api.Put("pods", cartPod("cart-1")) // before the plane begins: made and deleted within one round it would never be seen
 	r.run(t)
 	r.log.await(t, "msg=serving")
-	uid := r.api.Get("pods", "shop", "cart-1", "metadata", "uid")
-	r.api.Review = func(s authenticationv1.TokenReviewSpec) authenticationv1.TokenReviewStatus {
-		out := podsOnly(s)
-		if out.User.Extra != nil {
-			out.User.Extra["authentication.kubernetes.io/pod-uid"] = authenticationv1.ExtraValue{fmt.Sprint(uid)}
-		}
-		return out
-	}
 	conn := r.dial(t)
 	client := r.proxy(t, conn, xdstest.Delta, "shop", "cart-1")
 	subscribe(t, client, listenerType)

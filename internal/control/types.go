@@ -7,8 +7,8 @@ import "github.com/heddle-mesh/heddle/internal/xds"
 var served = []xds.TypeRule{
 	{URL: clusterType, Wildcard: true, Order: 1},
 	{URL: assignmentType, Order: 2, ResendAfter: clusterType},
-	{URL: listenerType, Wildcard: true, Order: 3},
-	{URL: routeType, Order: 4},
+	{URL: listenerType, Wildcard: true, Order: 3, Composed: true},
+	{URL: routeType, Order: 4, Composed: true},
 	{URL: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret", Order: 5},
 	{URL: "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig", Order: 6, NeverRemove: true},
 	{URL: "type.googleapis.com/istio.networking.nds.v1.NameTable", Wildcard: true, Order: 7},

@@ -87,8 +87,8 @@ func trimDestinationRule(d *networkingv1.DestinationRule) {
 
 func trimConfigMap(c *corev1.ConfigMap) { trimMeta(&c.ObjectMeta) }
 
-// A plane writes a Membership's status; it must not be woken by what it wrote.
+// A plane writes a Membership's status; of it only whether a plane has read the namespace is news to another one.
 func trimMembership(m *heddlev1alpha1.Membership) {
 	trimMeta(&m.ObjectMeta)
-	m.Status = heddlev1alpha1.MembershipStatus{}
+	m.Status = heddlev1alpha1.MembershipStatus{Watching: m.Status.Watching, UID: m.Status.UID}
 }

@@ -36,15 +36,15 @@ func newProxy(t *testing.T, f *form, groups layers) *proxy {
 
 // connect begins a new stream; in the delta form it tells what is held.
 func (p *proxy) connect(f *form, groups layers) {
-	nonces := 0
+	nonces, partial := 0, false
 	if p.m != nil {
-		nonces = p.m.nonces
+		nonces, partial = p.m.nonces, p.m.partial
 	}
 	p.m = newMachine(f, 0)
-	p.m.groups, p.m.nonces, p.m.maxNames = groups, nonces, 1000
+	p.m.groups, p.m.nonces, p.m.maxNames, p.m.partial = groups, nonces, 1000, partial
 	p.inbox, p.warming, p.cds, p.nonces = nil, map[string]bool{}, nil, map[string]string{}
 	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} {
-		q := &request{typeURL: typeURL, names: p.wanted(typeURL)}
+		q := &request{typeURL: typeURL, names: p.wanted(typeURL), brings: f == sotwForm && len(p.held[typeURL]) > 0}
 		if f == deltaForm {
 			q.held = maps.Clone(p.held[typeURL])
 		}
@@ -61,6 +61,13 @@ func (p *proxy) wanted(typeURL string) []string {
 		return slices.AppendSeq([]string{}, maps.Keys(p.routes))
 	}
 	return nil
+}
+
+// partial is Server.Partial.
+func (p *proxy) partial(partial bool) {
+	p.m.partial = partial
+	p.m.touchAll()
+	p.pump()
 }
 
 func (p *proxy) send(q *request) {
@@ -242,11 +249,15 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 			}
 		case 6:
 			p.m.now = p.m.now.Add(time.Duration(rnd.IntN(3000)) * time.Millisecond)
+			if rnd.IntN(4) == 0 {
+				p.partial(!p.m.partial)
+			}
 			p.pump()
 		default:
 			p.read()
 		}
 	}
+	p.partial(false)
 	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} { // what is bad is mended
 		for i, g := range groups {
 			for n, r := range maps.Clone(g.types[typeURL]) {
@@ -357,7 +368,7 @@ func FuzzStream(f *testing.F) {
 		}
 		for _, s := range m.subs {
 			s.full = true
-			if d := s.diff(m.groups, delta, false); s.asked && (!d.empty() || s.owe) || s.out != nil {
+			if d := m.diff(s, m.groups, false); s.asked && (!d.empty() || s.owe) || s.out != nil {
 				t.Errorf("%s: not told %+v, response due: %t, out: %+v", s.rule.URL, d, s.owe, s.out)
 			}
 		}

@@ -35,6 +35,9 @@ type TypeRule struct {
 	Order       int    // additions are sent in this order, removals in reverse; unique
 	ResendAfter string // a type of lower Order: when it sends a name, this type's resource of the same name is sent after it, even if unchanged
 	NeverRemove bool   // clients are never told that a resource is gone
+	// Composed: a resource is put together of what many places hold, so that one that lacks a part looks like any other.
+	// See Server.Partial.
+	Composed bool
 }
 
 // Hello is the first request of a stream; the stream's context carries peer and metadata.
@@ -133,6 +136,7 @@ type Server struct {
 	clients map[string]map[*stream]struct{} // by Session.ID
 	streams map[*stream]struct{}            // also those not admitted yet
 	ended   bool
+	partial bool
 }
 
 // NewServer returns a server that holds nothing.
@@ -198,6 +202,24 @@ func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 		}
 	}
 	for st := range woken {
+		st.poke()
+	}
+}
+
+// Partial says whether the groups may lack what clients were told before, by another server or this one's predecessor.
+// While they do, no client loses what it brings: it is sent neither the removal of a resource nor, of a type that is
+// Composed, another form of it, unless that is in the group which the client needs; a state-of-the-world client, which is
+// told of a removal by silence, gets no response of a wildcard type. All else goes on. When the groups are whole, every
+// client is told what was held back.
+func (s *Server) Partial(partial bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.partial == partial {
+		return
+	}
+	s.partial = partial
+	for st := range s.streams {
+		st.touchAll()
 		st.poke()
 	}
 }

@@ -1,8 +1,10 @@
 package xds_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
@@ -394,6 +397,80 @@ func TestReconnect(t *testing.T) {
 	if n := len(f.Resources("p", cds)); n != 2 {
 		t.Errorf("%d resources, want x and y", n)
 	}
+}
+
+// TestPartial: while a server may lack what it will hold, a client that comes from another keeps what it brings. What it
+// needs, what is new and what is changed it gets; the rest follows when the server is whole.
+func TestPartial(t *testing.T) {
+	const rds = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	route := func(name, content string) xds.Resource {
+		return must(xds.Seal(rds, name, "", &routev3.RouteConfiguration{Name: name, RequestHeadersToRemove: []string{content}}))
+	}
+	types := func(o *xds.Options) { o.Types = append(o.Types, xds.TypeRule{URL: rds, Order: 3, Composed: true}) }
+	each(t, func(t *testing.T, form xdstest.Form) {
+		old := serve(t, types)
+		old.Publish(1, []xds.Change{
+			set("a", cluster("cart", 1), cluster("pay", 1)), set("a", assignment("cart"), assignment("pay")),
+			set("a", route("80", "cart and pay")), set("own", route("in", "permissive")),
+		})
+		c := old.connect(t, form, "p", "a !own")
+		check(t, c.Subscribe(cds))
+		check(t, c.Ack(next(t, c, "cart", "pay")))
+		check(t, c.Subscribe(eds, "cart", "pay"))
+		check(t, c.Ack(next(t, c, "cart", "pay")))
+		check(t, c.Subscribe(rds, "80", "in"))
+		check(t, c.Ack(next(t, c, "80", "in")))
+		held := func() string {
+			return fmt.Sprint(slices.Sorted(maps.Keys(c.Held[cds])), slices.Sorted(maps.Keys(c.Held[eds])), slices.Sorted(maps.Keys(c.Held[rds])))
+		}
+		before := held()
+
+		f := serve(t, types)
+		f.Partial(true)
+		f.Publish(1, []xds.Change{
+			set("a", cluster("cart", 2), cluster("new", 1)), set("a", assignment("cart"), assignment("new")),
+			set("a", route("80", "cart")), set("own", route("in", "strict")),
+		})
+		check(t, c.Reconnect(t.Context(), f.conn, &corev3.Node{Id: "p", Cluster: "a !own"}))
+		got := map[string]int{}
+		for !cameAll(got, form) {
+			r, err := c.Next()
+			check(t, err)
+			check(t, c.Ack(r))
+			for _, n := range r.Names {
+				got[n+" "+r.Type]++
+			}
+			if len(r.Removed) > 0 {
+				t.Fatalf("%s: removed %v", r.Type, r.Removed)
+			}
+		}
+		settle(t, c)
+		if got["80 "+rds] != 0 {
+			t.Error("a route was replaced by one that may lack a part")
+		}
+		if now := held(); form == xdstest.SotW && now != before {
+			t.Errorf("held are %s, before %s", now, before)
+		}
+		if c.Held[cds]["pay"] == nil || c.Held[eds]["pay"] == nil {
+			t.Errorf("pay is lost: %s", held())
+		}
+		f.Publish(2, []xds.Change{set("a", route("80", "cart and something"))})
+		f.Partial(false)
+		for c.Held[cds]["pay"] != nil || !bytes.Contains(c.Held[rds]["80"].GetValue(), []byte("something")) {
+			r, err := c.Next()
+			check(t, err)
+			check(t, c.Ack(r))
+		}
+	})
+}
+
+// cameAll says whether all came that may come while the server is partial.
+func cameAll(got map[string]int, form xdstest.Form) bool {
+	want := []string{"in type.googleapis.com/envoy.config.route.v3.RouteConfiguration", "cart " + eds}
+	if form == xdstest.Delta {
+		want = append(want, "cart "+cds, "new "+cds)
+	}
+	return !slices.ContainsFunc(want, func(n string) bool { return got[n] == 0 })
 }
 
 // TestOneChange is the price of one change: marshalled once, sent to those concerned, whatever else there is.

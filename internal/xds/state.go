@@ -12,6 +12,8 @@ import (
 // to clusters until they are warm; one that never warms must not keep policies away. Equals the proxies' initial_fetch_timeout.
 const patience = 5 * time.Second
 
+const unknown = "unknown" // the version of what a state-of-the-world client brings; none is like it
+
 const noReason = "the client gave no reason" // in place of an empty error_detail
 
 // group is the resources of a Group and the streams that hold it.
@@ -38,12 +40,16 @@ type client struct {
 	form     *form
 	maxNames int
 	subs     []*subscription // by TypeRule.Order
+
+	partial bool   // what the groups hold is not yet all that they may have held before: Server.Partial
+	own     *group // the group that the client needs, which is never partial; nil: none
 }
 
 // subscription is one type of a client.
 type subscription struct {
-	rule  TypeRule
-	asked bool // the client has sent a request of the type
+	rule   TypeRule
+	asked  bool // the client has sent a request of the type
+	brings bool // state of the world: it had something of the type from an earlier stream, and was not sent all on this one
 
 	all   bool                // wildcard
 	names map[string]struct{} // asked for by name
@@ -124,7 +130,7 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 	switch {
 	case first:
 		*s = *newSubscription(s.rule)
-		s.asked, s.owe, s.full = true, true, true
+		s.asked, s.owe, s.full, s.brings = true, true, true, q.brings
 	case q.nonce == "":
 	case q.nonce == s.nonce:
 		if s.out != nil {
@@ -138,6 +144,11 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 		c.subscribe(s, q, first)
 	} else {
 		s.replace(q.names, first)
+		for n := range s.names {
+			if first && q.brings {
+				s.sent[n] = &Resource{Name: n, Version: unknown}
+			}
+		}
 	}
 	if max(len(s.names), s.owed) > c.maxNames {
 		return rejected, errNames
@@ -305,8 +316,25 @@ type pending struct {
 
 func (d pending) empty() bool { return len(d.set)+len(d.none)+len(d.gone) == 0 }
 
+// waits says whether nothing of a type may be sent while the groups are partial: a state-of-the-world response tells of
+// all that is not in it that it is gone.
+func (c *client) waits(s *subscription) bool {
+	return c.partial && c.form == sotwForm && s.rule.Wildcard && s.brings
+}
+
+// keeps says whether the client is left what it has brought of a name while the groups are partial: what is missing
+// there, or a part of it, may only be not read yet.
+func (c *client) keeps(s *subscription, name string, have, want *Resource) bool {
+	if !c.partial || have == nil || have.body != nil || have.Version == "" {
+		return false
+	}
+	own := c.own != nil && c.own.types[s.rule.URL][name] == want
+	return want == nil || s.rule.Composed && !own
+}
+
 // diff compares the dirty names; those that need no message are clean afterwards.
-func (s *subscription) diff(l layers, delta, canAsk bool) (d pending) {
+func (c *client) diff(s *subscription, l layers, canAsk bool) (d pending) {
+	delta := c.form == deltaForm
 	if s.full {
 		s.full = false
 		for _, g := range l {
@@ -328,6 +356,8 @@ func (s *subscription) diff(l layers, delta, canAsk bool) (d pending) {
 		switch {
 		case want != nil && have != nil && have.Version == want.Version:
 			delete(s.dirty, n)
+		case c.keeps(s, n, have, want):
+			delete(s.dirty, n) // all names are compared again when the groups are whole
 		case want != nil:
 			d.set = append(d.set, want)
 		case unknown && canAsk:
@@ -401,14 +431,13 @@ type step struct {
 // follows another type (ResendAfter) does not wait, as the answer to the other may wait for it. Removals go in reverse,
 // each when no later type has anything to send or out that may still refer to it.
 func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string) (out step) {
-	delta := c.form == deltaForm
 	due := make([]pending, len(c.subs))
 	last := make([]bool, len(c.subs)) // no later type is in the way of removals
 	calm := true
 	for i, s := range slices.Backward(c.subs) {
 		last[i] = calm
-		if s.asked {
-			due[i] = s.diff(l, delta, canAsk)
+		if s.asked && !c.waits(s) {
+			due[i] = c.diff(s, l, canAsk)
 			calm = calm && !s.busy(now) && (s.out != nil || due[i].empty())
 		}
 	}
@@ -417,11 +446,11 @@ func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string)
 	}
 	held := false
 	for i, s := range c.subs {
-		if !s.asked {
+		if !s.asked || c.waits(s) {
 			continue
 		}
 		if s.rule.ResendAfter != "" {
-			due[i] = s.diff(l, delta, canAsk) // the other may just have been sent
+			due[i] = c.diff(s, l, canAsk) // the other may just have been sent
 		}
 		d := &due[i]
 		more := len(d.set)+len(d.none) > 0
@@ -478,6 +507,7 @@ func (c *client) respond(s *subscription, set []*Resource, gone []string, now ti
 	m := &message{typeURL: s.rule.URL, nonce: nonce, set: set, gone: gone, full: c.form == sotwForm && s.rule.Wildcard}
 	s.tell(set, gone...)
 	if m.full {
+		s.brings = false
 		for _, r := range s.sent {
 			if r != nil && r.body != nil {
 				m.all = append(m.all, r)

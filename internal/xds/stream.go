@@ -277,6 +277,7 @@ func (st *stream) due() (step, []*request) {
 	defer st.mu.Unlock()
 	var due step
 	if !st.needs.empty() {
+		st.client.partial, st.client.own = st.server.partial, st.needs
 		due = st.client.next(st.layers, st.session.Ask != nil, time.Now(), st.server.newNonce)
 	}
 	for _, m := range due.send {

@@ -20,13 +20,13 @@ const service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
 // form is one of the protocol's two forms: its method, and the numbers of its requests' fields; 0: the form has none.
 type form struct {
-	method                                       string
-	node, typeURL, names, drop, held, nonce, err protowire.Number
+	method                                                string
+	node, version, typeURL, names, drop, held, nonce, err protowire.Number
 }
 
 var (
 	deltaForm = &form{method: "DeltaAggregatedResources", node: 1, typeURL: 2, names: 3, drop: 4, held: 5, nonce: 6, err: 7}
-	sotwForm  = &form{method: "StreamAggregatedResources", node: 2, names: 3, typeURL: 4, nonce: 5, err: 6}
+	sotwForm  = &form{method: "StreamAggregatedResources", version: 1, node: 2, names: 3, typeURL: 4, nonce: 5, err: 6}
 )
 
 // serviceDesc serves both methods by one handler, without the generated types.
@@ -78,6 +78,7 @@ type request struct {
 	names          []string          // all names asked for, or in the delta form those added
 	drop           []string          // delta only
 	held           map[string]string // delta only: initial_resource_versions
+	brings         bool              // state of the world only: version_info is set
 }
 
 var (
@@ -103,6 +104,8 @@ func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error
 			if q.node == nil {
 				q.node = []byte{}
 			}
+		case f.version:
+			q.brings = len(value()) > 0
 		case f.typeURL:
 			q.typeURL = string(value())
 		case f.nonce:

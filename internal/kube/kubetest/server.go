@@ -119,7 +119,7 @@ func (s *Server) Kubeconfig() string {
 	return file
 }
 
-// Put stores an object as any client but ours would.
+// Put stores an object as any client but ours would; it has the UID that it is given, or a new one.
 func (s *Server) Put(resource string, object metav1.Object) {
 	s.t.Helper()
 	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
@@ -236,6 +236,7 @@ func (s *Server) putLocked(resource string, o *unstructured.Unstructured) {
 	o.SetResourceVersion(strconv.Itoa(s.version))
 	o.SetAPIVersion(kinds[resource].APIVersion)
 	o.SetKind(kinds[resource].Kind)
+	given := o.GetUID()
 	o.SetUID(types.UID("uid-" + o.GetResourceVersion()))
 	o.SetGeneration(1)
 	if old := s.objects[k]; old != nil {
@@ -245,6 +246,9 @@ func (s *Server) putLocked(resource string, o *unstructured.Unstructured) {
 		if !reflect.DeepEqual(o.Object["spec"], old.Object["spec"]) {
 			o.SetGeneration(old.GetGeneration() + 1)
 		}
+	}
+	if given != "" {
+		o.SetUID(given)
 	}
 	s.objects[k] = o
 	s.tellLocked(event, k, o)

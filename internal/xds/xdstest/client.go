@@ -52,6 +52,7 @@ type Client struct {
 	delta    discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	sotw     discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesClient
 	names    map[string][]string          // subscribed to, by type
+	accepted map[string]string            // state of the world only: versions of the last responses that were, by type
 	versions map[string]map[string]string // delta only
 }
 
@@ -59,7 +60,7 @@ type Client struct {
 func Connect(ctx context.Context, conn grpc.ClientConnInterface, form Form, node *corev3.Node) (*Client, error) {
 	c := &Client{
 		Held: map[string]map[string]*anypb.Any{}, form: form, Node: node,
-		names: map[string][]string{}, versions: map[string]map[string]string{},
+		names: map[string][]string{}, accepted: map[string]string{}, versions: map[string]map[string]string{},
 	}
 	return c, c.open(ctx, conn)
 }
@@ -111,6 +112,9 @@ func (c *Client) answer(r *Response, nack string, more []string) error {
 	if c.form == SotW {
 		names = c.names[r.Type]
 	}
+	if nack == "" {
+		c.accepted[r.Type] = r.Version
+	}
 	return c.request(r.Type, r.Nonce, nack, names, nil, nil)
 }
 
@@ -127,7 +131,9 @@ func (c *Client) request(typeURL, nonce, nack string, names, drop []string, held
 			ResourceNamesSubscribe: names, ResourceNamesUnsubscribe: drop, InitialResourceVersions: held,
 		})
 	}
-	return c.sotw.Send(&discoveryv3.DiscoveryRequest{Node: node, TypeUrl: typeURL, ResponseNonce: nonce, ErrorDetail: detail, ResourceNames: names})
+	return c.sotw.Send(&discoveryv3.DiscoveryRequest{
+		Node: node, TypeUrl: typeURL, VersionInfo: c.accepted[typeURL], ResponseNonce: nonce, ErrorDetail: detail, ResourceNames: names,
+	})
 }
 
 // Next reads a response, and holds what it says.
