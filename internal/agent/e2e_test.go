@@ -428,11 +428,13 @@ func (l local) CreateCertificate(_ context.Context, in *securityv1.IstioCertific
 func (s *stand) newServer() *xds.Server {
 	return xds.NewServer(xds.Options{
 		Types: []xds.TypeRule{{URL: clusterType, Wildcard: true, Order: 1}, {URL: listenerType, Wildcard: true, Order: 2}},
-		Admit: func(_ context.Context, h xds.Hello) (*xds.Session, error) {
-			return &xds.Session{ID: h.Node.GetId(), Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }, OnNack: func(_, _, detail string, _ []string) {
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				s.nacks = append(s.nacks, detail)
+		Admit: func(context.Context) (xds.Admission, error) {
+			return xds.Admission{Enter: func(h xds.Hello) (*xds.Session, error) {
+				return &xds.Session{ID: h.Node.ID(), Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }, OnNack: func(_, _, detail string, _ []string) {
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					s.nacks = append(s.nacks, detail)
+				}}, nil
 			}}, nil
 		},
 	})

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -32,16 +31,17 @@ type client struct {
 	proxy     bool   // not a tool that speaks the protocol
 }
 
-func newClient(caller identity.Caller, n *corev3.Node, scope resolve.Scope) *client {
-	c := &client{caller: caller, scope: scope, version: nodeMeta(n, "ISTIO_VERSION")}
-	c.proxyType, _, _ = strings.Cut(n.GetId(), "~")
-	_, c.proxy = n.GetMetadata().GetFields()["PROXY_CONFIG"]
+func newClient(caller identity.Caller, n xds.Node, scope resolve.Scope) *client {
+	c := &client{caller: caller, scope: scope, version: n.Meta("ISTIO_VERSION"), proxy: n.HasMeta("PROXY_CONFIG")}
+	c.version = c.version[:min(len(c.version), maxVersion)]
+	c.proxyType, _, _ = strings.Cut(n.ID(), "~")
 	return c
 }
 
-func nodeMeta(n *corev3.Node, key string) string {
-	return n.GetMetadata().GetFields()[key].GetStringValue()
-}
+const (
+	maxVersion = 64       // bytes of ISTIO_VERSION that are kept
+	maxLabels  = 64 << 10 // bytes of LABELS that are read
+)
 
 // clients admits proxies to xDS and keeps each in the groups that it should hold.
 type clients struct {
@@ -55,15 +55,23 @@ type clients struct {
 }
 
 // admit is xds.Options.Admit.
-func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) {
-	r := identity.RequestOf(ctx)
-	r.Type = h.Type
-	r.Node = identity.Node{
-		ID:        h.Node.GetId(),
-		Namespace: nodeMeta(h.Node, "NAMESPACE"), ServiceAccount: nodeMeta(h.Node, "SERVICE_ACCOUNT"),
-		Cluster: nodeMeta(h.Node, "CLUSTER_ID"),
+func (s *clients) admit(ctx context.Context) (xds.Admission, error) {
+	call, err := s.gate.Knock(ctx, "xds", identity.RequestOf(ctx), identity.XDSChecks())
+	if err != nil {
+		return xds.Admission{}, err
 	}
-	caller, err := s.gate.Admit(ctx, r, identity.XDSChecks())
+	return xds.Admission{ID: call.Caller(), Enter: func(h xds.Hello) (*xds.Session, error) { return s.enter(ctx, call, h) }}, nil
+}
+
+func (s *clients) enter(ctx context.Context, call *identity.Call, h xds.Hello) (*xds.Session, error) {
+	caller, err := call.Enter(ctx, func(r *identity.Request) {
+		r.Type = h.Type
+		r.Node = identity.Node{
+			ID:        h.Node.ID(),
+			Namespace: h.Node.Meta("NAMESPACE"), ServiceAccount: h.Node.Meta("SERVICE_ACCOUNT"),
+			Cluster: h.Node.Meta("CLUSTER_ID"),
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +85,11 @@ func (s *clients) admit(ctx context.Context, h xds.Hello) (*xds.Session, error) 
 		return s.debug.answer(typeURL, names)
 	}
 	if caller.Debug {
-		return &xds.Session{ID: "debug/" + r.Peer, Ask: ask}, nil
+		return &xds.Session{ID: "debug/" + call.Peer, Meta: &client{caller: caller}, Ask: ask}, nil
 	}
 	c := newClient(caller, h.Node, s.scope(caller, h.Node))
 	s.hold(ctx, c.scope.Workload)
-	id := r.Node.Name()
+	id := call.Node.Name()
 	return &xds.Session{
 		ID: id, Meta: c, Ask: ask,
 		Groups:  func() ([]xds.Group, xds.Group) { return s.pipeline.Groups(c.scope) },
@@ -132,16 +140,12 @@ func (s *clients) hold(ctx context.Context, k mesh.WorkloadKey) {
 
 // scope is what translation may know of a proxy. The Pod says it; labels and ports of the node's metadata serve inbound
 // matching only until the plane's watch has delivered the Pod.
-func (s *clients) scope(caller identity.Caller, n *corev3.Node) resolve.Scope {
-	labels := map[string]string{}
-	for k, v := range n.GetMetadata().GetFields()["LABELS"].GetStructValue().GetFields() {
-		labels[k] = v.GetStringValue()
-	}
+func (s *clients) scope(caller identity.Caller, n xds.Node) resolve.Scope {
 	return resolve.Scope{
 		Mesh:     s.pipeline.Mesh(),
 		Workload: mesh.WorkloadKey{Cluster: caller.Cluster, Kind: mesh.KindPod, Namespace: caller.Identity.Namespace, Name: caller.Pod},
-		Labels:   labels,
-		Ports:    ingest.PodPorts(nodeMeta(n, "POD_PORTS")),
+		Labels:   n.MetaStrings("LABELS", maxLabels),
+		Ports:    ingest.PodPorts(n.Meta("POD_PORTS")),
 	}
 }
 

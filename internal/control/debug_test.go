@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
@@ -235,9 +236,19 @@ func (h *hall) want(t *testing.T, want map[string]string) {
 	}
 }
 
+// read is the node as it comes.
+func read(t *testing.T, n *corev3.Node) xds.Node {
+	t.Helper()
+	raw, err := proto.Marshal(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return xds.ReadNode(raw)
+}
+
 // The four ways in which a client and what it was sent may stand to each other have names that istioctl knows.
 func TestSyncNames(t *testing.T) {
-	session := &xds.Session{ID: proxyID, Meta: newClient(identity.Caller{}, nodeOf(t, "shop", "cart-1"), resolve.Scope{})}
+	session := &xds.Session{ID: proxyID, Meta: newClient(identity.Caller{}, read(t, nodeOf(t, "shop", "cart-1")), resolve.Scope{})}
 	for sync, want := range map[xds.Sync]string{xds.NotSent: "NOT_SENT", xds.Synced: "SYNCED", xds.Stale: "STALE", xds.Rejected: "ERROR"} {
 		got := syncStatus(xds.ClientStatus{Session: session, Types: []xds.TypeStatus{{URL: clusterType, Sync: sync, Error: "text"}}})
 		if s := got.GetGenericXdsConfigs()[0]; s.GetConfigStatus().String() != want {
@@ -344,7 +355,7 @@ func TestClaimsEnd(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Name: "shop"}, Spec: heddlev1alpha1.MembershipSpec{Namespace: "shop", Phase: heddlev1alpha1.Member},
 		}, false)
 		s := &clients{pipeline: w.Pipeline}
-		scope := s.scope(identity.Caller{Cluster: "c1", Pod: "cart-1", Identity: mesh.Identity{Namespace: "shop"}}, nodeOf(t, "shop", "cart-1"))
+		scope := s.scope(identity.Caller{Cluster: "c1", Pod: "cart-1", Identity: mesh.Identity{Namespace: "shop"}}, read(t, nodeOf(t, "shop", "cart-1")))
 		stream := func() context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
 			s.hold(ctx, scope.Workload)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"regexp"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,9 +21,23 @@ var (
 	marshalledDesc  = prometheus.NewDesc("heddle_xds_marshalled_total", "Messages and fragments marshalled, once for all clients.", nil, nil)
 	responsesDesc   = prometheus.NewDesc("heddle_xds_responses_total", "Discovery responses sent.", nil, nil)
 	bytesDesc       = prometheus.NewDesc("heddle_xds_response_bytes_total", "Bytes of discovery responses sent.", nil, nil)
+	refusedDesc     = prometheus.NewDesc("heddle_xds_refused_subscriptions_total", "Streams that were ended because their client asked for too many names.", nil, nil)
 	evaluationsDesc = prometheus.NewDesc("heddle_table_evaluations_total", "Rows evaluated, by table.", []string{"table"}, nil)
 	evaluationDesc  = prometheus.NewDesc("heddle_table_seconds_total", "Time spent in evaluating rows, by table.", []string{"table"}, nil)
 )
+
+var minorVersion = regexp.MustCompile(`^v?(1\.[0-9]{1,2})\.`)
+
+// label makes of what a client calls its version one of a hundred labels: a client could make up any number.
+func (m *metrics) label(version string) string {
+	if version == m.options.apiVersion() {
+		return version
+	}
+	if minor := minorVersion.FindStringSubmatch(version); minor != nil {
+		return minor[1]
+	}
+	return "unknown"
+}
 
 // metrics reads the plane's counters when it is scraped, so that an idle plane does nothing.
 type metrics struct {
@@ -51,7 +66,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	versions := map[string]float64{m.options.apiVersion(): 0}
 	for _, c := range m.server.Clients() {
 		if meta, ok := c.Session.Meta.(*client); ok {
-			versions[meta.version]++
+			if !meta.caller.Debug {
+				versions[m.label(meta.version)]++
+			}
 		}
 	}
 	for v, n := range versions {
@@ -65,6 +82,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(marshalledDesc, float64(s.Marshalled))
 	counter(responsesDesc, float64(s.Sent))
 	counter(bytesDesc, float64(s.Bytes))
+	counter(refusedDesc, float64(s.Refused))
 	for _, t := range m.meters() {
 		counter(evaluationsDesc, float64(t.Evaluated), t.Name)
 		counter(evaluationDesc, t.Time.Seconds(), t.Name)

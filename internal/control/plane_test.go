@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -116,10 +118,22 @@ func (r *running) end(t *testing.T) {
 	}
 }
 
-// podsOnly takes "NAMESPACE:ACCOUNT:POD:AUDIENCE" for a token; without a pod it is bound to none.
+// tokenOf makes a token of "NAMESPACE:ACCOUNT:POD"; without a pod it is bound to none.
+func tokenOf(sub, audience string) string {
+	return "e30." + base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"sub":%q,"aud":%q,"exp":100000000000,"iss":"us"}`, sub, audience)) + ".e30"
+}
+
+// podsOnly takes what tokenOf makes.
 func podsOnly(s authenticationv1.TokenReviewSpec) authenticationv1.TokenReviewStatus {
-	f := strings.Split(s.Token, ":")
-	if len(f) != 4 {
+	_, token, _ := strings.Cut(s.Token, ".")
+	token, _, _ = strings.Cut(token, ".")
+	payload, err := base64.RawURLEncoding.DecodeString(token)
+	var said struct{ Sub, Aud string }
+	if err == nil {
+		err = json.Unmarshal(payload, &said)
+	}
+	f := append(strings.Split(said.Sub, ":"), said.Aud)
+	if err != nil || len(f) != 4 {
 		return authenticationv1.TokenReviewStatus{Error: "no token of ours"}
 	}
 	out := authenticationv1.TokenReviewStatus{Authenticated: true, User: authenticationv1.UserInfo{
@@ -208,7 +222,7 @@ func (r *running) proxy(t *testing.T, conn *grpc.ClientConn, form xdstest.Form, 
 
 // as is the context of a pod's calls.
 func (r *running) as(t *testing.T, namespace, pod string) context.Context {
-	return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+namespace+":cart:"+pod+":"+audience, "clusterid", "c1")
+	return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+tokenOf(namespace+":cart:"+pod, audience), "clusterid", "c1")
 }
 
 func nodeOf(t *testing.T, namespace, pod string) *corev3.Node {

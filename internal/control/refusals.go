@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -18,6 +20,48 @@ type refusals struct {
 	log              *slog.Logger
 	calls, responses *prometheus.CounterVec
 	events           *kube.Events
+	told             pace
+}
+
+// Refusals by one check are told of tellBurst at once and then one each tellEvery: strangers must not write our log.
+const (
+	tellBurst = 20
+	tellEvery = time.Second
+)
+
+// pace bounds how often something is told, by reason; reasons are few. Its zero value is ready.
+type pace struct {
+	mu   sync.Mutex // guards the field below
+	kept map[string]*kept
+}
+
+type kept struct {
+	free   time.Time // when the last of the burst is free again
+	untold int
+}
+
+// allow says whether to tell, and how many were not told before.
+func (p *pace) allow(reason string, now time.Time) (untold int, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.kept == nil {
+		p.kept = map[string]*kept{}
+	}
+	k := p.kept[reason]
+	if k == nil {
+		k = &kept{}
+		p.kept[reason] = k
+	}
+	if k.free.Before(now) {
+		k.free = now
+	}
+	if k.free.Sub(now) > (tellBurst-1)*tellEvery {
+		k.untold++
+		return 0, false
+	}
+	k.free = k.free.Add(tellEvery)
+	untold, k.untold = k.untold, 0
+	return untold, true
 }
 
 func newRefusals(log *slog.Logger, registry prometheus.Registerer, events *kube.Events) *refusals {
@@ -37,9 +81,13 @@ func newRefusals(log *slog.Logger, registry prometheus.Registerer, events *kube.
 // note is identity.Gate.Refused.
 func (r *refusals) note(ctx context.Context, f identity.Refusal) {
 	r.calls.WithLabelValues(f.Service, f.Check).Inc()
+	left, ok := r.told.allow(f.Check, time.Now())
+	if !ok {
+		return
+	}
 	r.log.LogAttrs(ctx, slog.LevelWarn, "call refused", slog.String("service", f.Service), slog.String("check", f.Check),
 		slog.String("reason", f.Reason), slog.String("peer", f.Peer),
-		slog.String("namespace", f.Namespace), slog.String("account", f.Account), slog.String("pod", f.Pod))
+		slog.String("namespace", f.Namespace), slog.String("account", f.Account), slog.String("pod", f.Pod), slog.Int("untold", left))
 	r.events.Warn("CallRefused", fmt.Sprintf("refused a call to %s by service account %q of namespace %q: %s", f.Service, f.Account, f.Namespace, f.Reason))
 }
 

@@ -24,6 +24,7 @@ import (
 
 const (
 	maxStreams    = 100_000  // Istio's
+	maxRequest    = 16 << 20 // bytes of a proxy's request, which names all that it holds; none is read before its caller is known
 	maxHeaders    = 64 << 10 // bytes of a call's metadata: a token has one or two thousand
 	keepAlive     = 30 * time.Second
 	keepAliveWait = 10 * time.Second
@@ -47,7 +48,7 @@ func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, stream
 			GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
 		})),
 		xds.ServerCodec(),
-		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.MaxRecvMsgSize(maxRequest),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: keepAlive, Timeout: keepAliveWait,
 			MaxConnectionAge: p.MaxConnectionAge, MaxConnectionAgeGrace: ageGrace,

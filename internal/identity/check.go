@@ -154,6 +154,8 @@ type Gate struct {
 	Pods          Pods
 	// Refused is told of every refusal; the caller hears one opaque text. It must not block.
 	Refused func(context.Context, Refusal)
+
+	peers peers
 }
 
 // Refusal says why a call was refused, for log, metric and event.
@@ -171,8 +173,10 @@ type Refusal struct {
 // no token costs no TokenReview.
 type Call struct {
 	Request
-	gate   *Gate
-	review func() (Review, error) // asked once
+	gate    *Gate
+	service string
+	rest    []Check                // of Enter
+	review  func() (Review, error) // asked once
 }
 
 func (g *Gate) call(ctx context.Context, r Request) *Call {
@@ -187,6 +191,11 @@ func (g *Gate) call(ctx context.Context, r Request) *Call {
 		if !ok {
 			return Review{}, errors.New("no API server is there to check tokens")
 		}
+		leave, err := g.peers.enter(ctx, r.Peer)
+		if err != nil {
+			return Review{}, err
+		}
+		defer leave()
 		return tokens.Review(ctx, r.Token, []string{g.Audience, mesh.SharedAudience})
 	})}
 }
@@ -217,6 +226,12 @@ type Check struct {
 	Refuse func(c *Call) error
 }
 
+// Checks are those of a service, in order.
+type Checks struct {
+	First []Check // need what comes before the caller's first message
+	Rest  []Check // need what it says
+}
+
 // when returns the reason of a refusal if it holds.
 func when(refused bool, reason string, args ...any) error {
 	if refused {
@@ -226,8 +241,8 @@ func when(refused bool, reason string, args ...any) error {
 }
 
 // authentication is what every caller passes: whose token is it, and may its holder speak to this mesh at all?
-func authentication() []Check {
-	return []Check{
+func authentication() Checks {
+	return Checks{First: []Check{
 		{"token-present", codes.Unauthenticated, func(c *Call) error {
 			return when(c.Token == "", "no bearer token in metadata authorization")
 		}},
@@ -247,8 +262,8 @@ func authentication() []Check {
 		// case, stops enrolment.
 		{"audience", codes.Unauthenticated, func(c *Call) error {
 			r, _ := c.review()
-			shared := slices.Contains(r.Audiences, mesh.SharedAudience) && (c.gate.AcceptShared || c.debug())
-			return when(!shared && !slices.Contains(r.Audiences, c.gate.Audience), "token is for audiences %q, not for %q", r.Audiences, c.gate.Audience)
+			ours := slices.Contains(r.Audiences, c.gate.Audience) || slices.Contains(r.Audiences, mesh.SharedAudience)
+			return when(!ours, "token is for audiences %q, not for %q", r.Audiences, c.gate.Audience)
 		}},
 		{"service-account", codes.Unauthenticated, func(c *Call) error {
 			r, _ := c.review()
@@ -258,6 +273,12 @@ func authentication() []Check {
 		{"member", codes.PermissionDenied, func(c *Call) error {
 			ns := c.caller().Identity.Namespace
 			return when(!c.gate.Members.Member(c.Cluster, ns), "namespace %s is not a member of this mesh", ns)
+		}},
+	}, Rest: []Check{
+		{"shared-audience", codes.Unauthenticated, func(c *Call) error {
+			r, _ := c.review()
+			only := slices.Contains(r.Audiences, mesh.SharedAudience) && !slices.Contains(r.Audiences, c.gate.Audience)
+			return when(only && !c.gate.AcceptShared && !c.debug(), "token is for audiences %q, not for %q", r.Audiences, c.gate.Audience)
 		}},
 		{"pod-bound", codes.Unauthenticated, func(c *Call) error {
 			r, _ := c.review()
@@ -277,23 +298,26 @@ func authentication() []Check {
 			account := c.caller().Identity.ServiceAccount
 			return when(known && p.ServiceAccount != account, "token is of service account %s, its pod runs as %s", account, p.ServiceAccount)
 		}},
-	}
+	}}
 }
 
 // CAChecks returns what a caller of the CA service passes, in order.
-func CAChecks() []Check {
-	return append(authentication(), Check{"impersonation", codes.Unauthenticated, func(c *Call) error {
+func CAChecks() Checks {
+	checks := authentication()
+	checks.Rest = append(checks.Rest, Check{"impersonation", codes.Unauthenticated, func(c *Call) error {
 		return when(c.Impersonate != "", "the caller asks for identity %q in place of its own; no node proxy is trusted to do so here", c.Impersonate)
 	}})
+	return checks
 }
 
 // XDSChecks returns what an xDS client passes, in order, before its first request is answered.
-func XDSChecks() []Check {
+func XDSChecks() Checks {
 	claim := func(name, claimed, proved string) error {
 		return when(claimed != proved, "node %s is %q, the token's is %q", name, claimed, proved)
 	}
-	return append(
-		authentication(),
+	checks := authentication()
+	checks.Rest = append(
+		checks.Rest,
 		Check{"type-served", codes.PermissionDenied, func(c *Call) error { // Istio also serves its configuration so
 			return when(!c.debug() && !strings.HasPrefix(c.Type, typePrefix), "type %q is not served", c.Type)
 		}},
@@ -320,6 +344,7 @@ func XDSChecks() []Check {
 			return when(t != "sidecar" && !made, "type %q is not what pod %s was made to run", t, caller.Pod)
 		}),
 	)
+	return checks
 }
 
 // node is a check of what an xDS client says of itself; a debug client says nothing that counts.
@@ -332,20 +357,42 @@ func node(name string, refuse func(c *Call, caller Caller) error) Check {
 	}}
 }
 
-// Admit authenticates an xDS client. The error is a gRPC status with an opaque text; Refused hears the reason.
-func (g *Gate) Admit(ctx context.Context, r Request, checks []Check) (Caller, error) {
-	caller, code := g.pass(ctx, "xds", r, checks)
-	if code != codes.OK {
-		return Caller{}, status.Error(code, opaque)
+// Knock evaluates the checks that need of a call of service only what came before its first message. The errors of Knock
+// and Enter are gRPC statuses with an opaque text; Refused hears the reason.
+func (g *Gate) Knock(ctx context.Context, service string, r Request, checks Checks) (*Call, error) {
+	c := g.call(ctx, r)
+	c.service, c.rest = service, checks.Rest
+	return c, c.pass(ctx, checks.First)
+}
+
+// Caller names whom the token that was knocked with is of.
+func (c *Call) Caller() string {
+	who := c.caller()
+	return who.Identity.Namespace + "/" + who.Identity.ServiceAccount + "/" + who.Pod
+}
+
+// Enter evaluates the other checks, when the caller has said what it wants.
+func (c *Call) Enter(ctx context.Context, says func(*Request)) (Caller, error) {
+	says(&c.Request)
+	if err := c.pass(ctx, c.rest); err != nil {
+		return Caller{}, err
 	}
-	return caller, nil
+	return c.caller(), nil
+}
+
+// Admit is Knock and Enter of an xDS client of which all is known.
+func (g *Gate) Admit(ctx context.Context, r Request, checks Checks) (Caller, error) {
+	c, err := g.Knock(ctx, "xds", r, checks)
+	if err != nil {
+		return Caller{}, err
+	}
+	return c.Enter(ctx, func(*Request) {})
 }
 
 // opaque is all that a refused caller is told; Istio's text.
 const opaque = "request authenticate failure"
 
-func (g *Gate) pass(ctx context.Context, service string, r Request, checks []Check) (Caller, codes.Code) {
-	c := g.call(ctx, r)
+func (c *Call) pass(ctx context.Context, checks []Check) error {
 	for _, check := range checks {
 		err := check.Refuse(c)
 		if err == nil {
@@ -353,15 +400,15 @@ func (g *Gate) pass(ctx context.Context, service string, r Request, checks []Che
 		}
 		reason := err.Error() // with words of the caller's
 		reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "?")
-		refusal := Refusal{Service: service, Check: check.Name, Reason: reason, Peer: r.Peer}
-		if r.Token != "" {
+		refusal := Refusal{Service: c.service, Check: check.Name, Reason: reason, Peer: c.Peer}
+		if c.Token != "" {
 			who := c.caller()
 			refusal.Namespace, refusal.Account, refusal.Pod = who.Identity.Namespace, who.Identity.ServiceAccount, who.Pod
 		}
-		if g.Refused != nil {
-			g.Refused(ctx, refusal)
+		if c.gate.Refused != nil {
+			c.gate.Refused(ctx, refusal)
 		}
-		return Caller{}, check.Code
+		return status.Error(check.Code, opaque)
 	}
-	return c.caller(), codes.OK
+	return nil
 }

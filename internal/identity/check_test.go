@@ -8,14 +8,21 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	securityv1 "istio.io/api/security/v1alpha1"
 
@@ -94,7 +101,7 @@ func (w *world) gate(refused *Refusal) *Gate {
 }
 
 // try returns the error of the call at CA or xDS.
-func (w *world) try(t *testing.T, a *Authority, service string, checks []Check, refused *Refusal) error {
+func (w *world) try(t *testing.T, a *Authority, service string, checks Checks, refused *Refusal) error {
 	t.Helper()
 	if service == "xds" {
 		_, err := w.gate(refused).Admit(t.Context(), w.request, checks)
@@ -112,8 +119,26 @@ func (w *world) try(t *testing.T, a *Authority, service string, checks []Check, 
 		in.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{"ImpersonatedIdentity": structpb.NewStringValue(w.request.Impersonate)}}
 	}
 	s := &Service{Authority: a, Gate: w.gate(refused), Checks: checks, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
-	_, err := s.CreateCertificate(metadata.NewIncomingContext(t.Context(), md), in)
-	return err
+	raw, err := proto.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.serve(&stream{ctx: metadata.NewIncomingContext(t.Context(), md), message: raw})
+}
+
+// stream is one call of the CA.
+type stream struct {
+	grpc.ServerStream
+	ctx     context.Context
+	message []byte
+	reads   int
+}
+
+func (s *stream) Context() context.Context { return s.ctx }
+func (s *stream) SendMsg(any) error        { return nil }
+func (s *stream) RecvMsg(m any) error {
+	s.reads++
+	return proto.Unmarshal(s.message, m.(proto.Message))
 }
 
 func request(t *testing.T, template *x509.CertificateRequest) []byte {
@@ -129,8 +154,11 @@ func request(t *testing.T, template *x509.CertificateRequest) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
-func without(checks []Check, name string) []Check {
-	return slices.DeleteFunc(slices.Clone(checks), func(c Check) bool { return c.Name == name })
+func without(checks Checks, name string) Checks {
+	del := func(list []Check) []Check {
+		return slices.DeleteFunc(slices.Clone(list), func(c Check) bool { return c.Name == name })
+	}
+	return Checks{First: del(checks.First), Rest: del(checks.Rest)}
 }
 
 // Every row is refused by the check it names and by no other: with that check taken out, it passes.
@@ -168,9 +196,9 @@ func TestRefusedCalls(t *testing.T) {
 		{"audience of another mesh", "audience", audiences(other)},
 		{"audience of the API server", "audience", audiences("https://kubernetes.default.svc")},
 		{"no audience", "audience", audiences()},
-		{"shared audience", "audience", audiences(mesh.SharedAudience)},
+		{"shared audience", "shared-audience", audiences(mesh.SharedAudience)},
 		{"audience like ours", "audience", audiences(own+"0", "heddle.dev/istio-system-1/mesh")},
-		{"audience of another mesh and the shared one", "audience", audiences(other, mesh.SharedAudience)},
+		{"audience of another mesh and the shared one", "shared-audience", audiences(other, mesh.SharedAudience)},
 		{"user with the name of a service account", "service-account", func(w *world) { w.review.Groups = []string{"system:authenticated"} }},
 		{"user of a certificate", "service-account", func(w *world) {
 			user("kubernetes-admin")(w)
@@ -252,7 +280,7 @@ func TestRefusedCalls(t *testing.T) {
 	}
 
 	a := newRoot(t, time.Now())
-	lists := map[string][]Check{"ca": CAChecks(), "xds": XDSChecks()}
+	lists := map[string]Checks{"ca": CAChecks(), "xds": XDSChecks()}
 	used := map[string]bool{}
 	for _, r := range rows {
 		t.Run(r.service+"/"+r.name, func(t *testing.T) {
@@ -273,7 +301,7 @@ func TestRefusedCalls(t *testing.T) {
 		used[r.service+"/"+r.check] = true
 	}
 	for service, list := range lists {
-		for _, c := range list {
+		for _, c := range slices.Concat(list.First, list.Rest) {
 			if !used[service+"/"+c.Name] {
 				t.Errorf("no row is refused by %s at %s", c.Name, service)
 			}
@@ -352,4 +380,78 @@ func TestNoTokenNoReview(t *testing.T) {
 	if err := w.try(t, nil, "xds", XDSChecks(), new(Refusal)); err != nil || w.reviews != 1 {
 		t.Errorf("an honest call was reviewed %d times: %v", w.reviews, err)
 	}
+}
+
+// Nothing is read of a caller of the CA that is not authenticated, and not much is decoded of one that is.
+func TestStrangersUnread(t *testing.T) {
+	w := honest()
+	w.reviewErr = errors.New("no such token")
+	s := &Service{Authority: newRoot(t, time.Now()), Gate: w.gate(new(Refusal)), Checks: CAChecks(), Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	call := &stream{ctx: metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer t")), message: make([]byte, 1)}
+	if err := s.serve(call); status.Code(err) != codes.Unauthenticated || call.reads != 0 {
+		t.Errorf("%d reads, %v", call.reads, err)
+	}
+	w.reviewErr = nil
+	raw, err := proto.Marshal(&securityv1.IstioCertificateRequest{Csr: strings.Repeat("x", 1<<20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call.message = raw
+	if err := s.serve(call); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "at most 81920 are read") {
+		t.Errorf("a request of a megabyte: %v", err)
+	}
+}
+
+// slow answers no review until it is let.
+type slow struct {
+	*world
+	asked chan struct{}
+	let   chan struct{}
+}
+
+func (s slow) Tokens(mesh.ClusterID) (TokenChecker, bool) { return s, true }
+
+func (s slow) Review(context.Context, string, []string) (Review, error) {
+	s.asked <- struct{}{}
+	<-s.let
+	return Review{}, errors.New("no such token")
+}
+
+// One address has a small part of the reviews under way, and a bounded queue; others are not kept waiting by it.
+func TestPeersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := slow{honest(), make(chan struct{}, 10_000), make(chan struct{})}
+		g := w.gate(new(Refusal))
+		g.Refused = nil
+		g.Clusters = w
+		var wg sync.WaitGroup
+		var refused atomic.Int32
+		knock := func(peer string) {
+			wg.Go(func() {
+				if _, err := g.Knock(t.Context(), "xds", Request{Token: "t", Peer: peer}, XDSChecks()); err != nil {
+					refused.Add(1)
+				}
+			})
+		}
+		for i := range peerAsks + peerWaits + 5 {
+			knock(fmt.Sprint("10.0.0.1:", i))
+		}
+		synctest.Wait()
+		if n := len(w.asked); n != peerAsks {
+			t.Errorf("%d reviews are under way for one address, want %d", n, peerAsks)
+		}
+		if n := refused.Load(); n != 5 {
+			t.Errorf("%d are refused at once, want 5", n)
+		}
+		knock("10.0.0.2:1")
+		synctest.Wait()
+		if n := len(w.asked); n != peerAsks+1 {
+			t.Error("another address waits for the first")
+		}
+		close(w.let)
+		wg.Wait()
+		if len(g.peers.lanes) != 0 {
+			t.Errorf("%d addresses are remembered", len(g.peers.lanes))
+		}
+	})
 }

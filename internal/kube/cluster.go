@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"sync"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -32,6 +34,8 @@ type Cluster struct {
 	scheme  *runtime.Scheme
 	rest    map[schema.GroupVersion]rest.Interface
 	reviews chan struct{} // holds one for each TokenReview under way
+	foreign chan struct{} // likewise, of tokens whose issuer is not among issuers
+	issuers sync.Map      // issuers of tokens that were good
 }
 
 // PlaneManager is the field manager of everything that the control planes of a mesh write.
@@ -51,7 +55,7 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 
 	c := &Cluster{
 		ID: id, log: log, manager: PlaneManager(owner),
-		scheme: runtime.NewScheme(), reviews: make(chan struct{}, reviewsAtATime), rest: map[schema.GroupVersion]rest.Interface{},
+		scheme: runtime.NewScheme(), reviews: make(chan struct{}, reviewsAtATime), foreign: make(chan struct{}, reviewsForeign), rest: map[schema.GroupVersion]rest.Interface{},
 	}
 	// The few groups that a plane speaks, not a clientset of them all: that is a megabyte of each process for types it
 	// never reads.
@@ -60,6 +64,17 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 		networkingv1.AddToScheme(c.scheme), securityv1.AddToScheme(c.scheme), heddlev1alpha1.AddToScheme(c.scheme),
 	); err != nil {
 		return nil, fmt.Errorf("register the kinds that are read: %w", err)
+	}
+	own := cfg.BearerToken
+	if file := cfg.BearerTokenFile; file != "" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read the plane's own token: %w", err)
+		}
+		own = string(b)
+	}
+	if said, err := parseClaims(own); err == nil { // a kubeconfig may hold another kind of right
+		c.issuers.Store(said.Issuer, struct{}{})
 	}
 	codecs := serializer.NewCodecFactory(c.scheme).WithoutConversion()
 	http, err := rest.HTTPClientFor(cfg) // one connection for all groups

@@ -2,7 +2,12 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -17,21 +22,82 @@ const (
 
 const (
 	reviewsAtATime = 64 // strangers may ask, too: the API server has more to do
+	reviewsForeign = 4  // of tokens whose issuer never gave one that was good
 	reviewWait     = 10 * time.Second
+	leeway         = time.Minute // as the API server's, for clocks that differ
 )
 
-// Review asks the API server whose a token is; it implements identity.TokenChecker.
+// claims are what a service account's token says of itself. Nothing of it is believed before the API server has said so; but
+// what it can't take need not be asked.
+type claims struct {
+	Issuer   string    `json:"iss"`
+	Audience audiences `json:"aud"`
+	Expires  int64     `json:"exp"`
+}
+
+// audiences are one or many.
+type audiences []string
+
+func (a *audiences) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*a = audiences{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(a))
+}
+
+func parseClaims(token string) (c claims, err error) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return c, errors.New("the token is not a service account's: not of three parts")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err == nil {
+		err = json.Unmarshal(payload, &c)
+	}
+	if err != nil {
+		return c, fmt.Errorf("the token is not a service account's: %w", err)
+	}
+	return c, nil
+}
+
+// claimsOf reads a token and refuses what the API server would.
+func claimsOf(token string, want []string, now time.Time) (c claims, err error) {
+	c, err = parseClaims(token)
+	switch {
+	case err != nil:
+		return c, err
+	case now.After(time.Unix(c.Expires, 0).Add(leeway)):
+		return c, fmt.Errorf("the token has ended at %s", time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
+	case !slices.ContainsFunc(c.Audience, func(a string) bool { return slices.Contains(want, a) }):
+		return c, fmt.Errorf("the token is for audiences %q, not for %q", []string(c.Audience), want)
+	}
+	return c, nil
+}
+
+// Review asks the API server whose a token is; it implements identity.TokenChecker. What is no good by what it says of itself
+// is refused unasked. An API server may take tokens of issuers that it once had: one whose issuer has given none that was
+// good is asked about too, in a small queue of its own, so that strangers do not fill that of the cluster's own pods.
 func (c *Cluster) Review(ctx context.Context, token string, audiences []string) (identity.Review, error) {
 	ctx, cancel := context.WithTimeout(ctx, reviewWait)
 	defer cancel()
+	said, err := claimsOf(token, audiences, time.Now())
+	if err != nil {
+		return identity.Review{}, err
+	}
+	queue := c.foreign
+	if _, known := c.issuers.Load(said.Issuer); known {
+		queue = c.reviews
+	}
 	select {
-	case c.reviews <- struct{}{}:
-		defer func() { <-c.reviews }()
+	case queue <- struct{}{}:
+		defer func() { <-queue }()
 	case <-ctx.Done():
 		return identity.Review{}, fmt.Errorf("ask cluster %s about a token: %w", c.ID, ctx.Err())
 	}
 	var review authenticationv1.TokenReview
-	err := c.rest[authenticationv1.SchemeGroupVersion].Post().Resource("tokenreviews").Body(&authenticationv1.TokenReview{
+	err = c.rest[authenticationv1.SchemeGroupVersion].Post().Resource("tokenreviews").Body(&authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: audiences},
 	}).Do(ctx).Into(&review)
 	if err != nil {
@@ -40,6 +106,7 @@ func (c *Cluster) Review(ctx context.Context, token string, audiences []string) 
 	if !review.Status.Authenticated {
 		return identity.Review{}, fmt.Errorf("cluster %s refuses the token: %s", c.ID, review.Status.Error)
 	}
+	c.issuers.Store(said.Issuer, struct{}{}) // as many as the API server has
 	user := review.Status.User
 	first := func(key string) string {
 		if v := user.Extra[key]; len(v) > 0 {

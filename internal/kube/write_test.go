@@ -2,12 +2,14 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -184,6 +186,63 @@ func TestReportMembership(t *testing.T) {
 	}
 }
 
+// token is a service account's, but for its signature.
+func token(payload string) string {
+	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".e30"
+}
+
+var good = token(`{"iss":"us","aud":["a"],"exp":100000000000}`)
+
+// What is no good by what it says of itself costs no question.
+func TestReviewRefusedUnasked(t *testing.T) {
+	server := kubetest.New(t)
+	server.Review = func(authenticationv1.TokenReviewSpec) authenticationv1.TokenReviewStatus {
+		return authenticationv1.TokenReviewStatus{Error: "asked"}
+	}
+	c := open(t, server)
+	for name, tc := range map[string]struct{ token, err string }{
+		"no token":           {"t0ken", "not of three parts"},
+		"no payload":         {"a.!.c", "not a service account's"},
+		"not JSON":           {"a.e3.c", "not a service account's"},
+		"ended":              {token(`{"iss":"us","aud":["a"],"exp":1000}`), "has ended at 1970-01-01T00:16:40Z"},
+		"without an end":     {token(`{"iss":"us","aud":["a"]}`), "has ended"},
+		"another audience":   {token(`{"iss":"us","aud":["x"],"exp":100000000000}`), `for audiences ["x"], not for ["a" "b"]`},
+		"no audience":        {token(`{"iss":"us","exp":100000000000}`), "for audiences []"},
+		"good by its word":   {good, "asked"},
+		"audience as a text": {token(`{"iss":"us","aud":"b","exp":100000000000}`), "asked"},
+	} {
+		if _, err := c.Review(t.Context(), tc.token, []string{"a", "b"}); err == nil || !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%s: got %v, want %q", name, err, tc.err)
+		}
+	}
+	if n := len(server.Requests()); n != 2 {
+		t.Errorf("the API server was asked %d times, want 2", n)
+	}
+}
+
+// Tokens whose issuer never gave a good one have a small part of the questions under way.
+func TestReviewForeignIssuers(t *testing.T) {
+	server := kubetest.New(t)
+	server.Review = func(s authenticationv1.TokenReviewSpec) authenticationv1.TokenReviewStatus {
+		return authenticationv1.TokenReviewStatus{Authenticated: s.Token == good, Audiences: s.Audiences}
+	}
+	c := open(t, server)
+	if _, err := c.Review(t.Context(), good, []string{"a"}); err != nil {
+		t.Fatal(err)
+	}
+	for range reviewsForeign { // strangers have all that is theirs
+		c.foreign <- struct{}{}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := c.Review(ctx, token(`{"iss":"them","aud":["a"],"exp":100000000000}`), []string{"a"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a stranger's token: %v", err)
+	}
+	if _, err := c.Review(t.Context(), good, []string{"a"}); err != nil {
+		t.Errorf("one of the cluster's own waits for strangers: %v", err)
+	}
+}
+
 func TestReview(t *testing.T) {
 	server := kubetest.New(t)
 	var asked authenticationv1.TokenReviewSpec
@@ -214,7 +273,7 @@ func TestReview(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			answer = tc.answer
-			got, err := c.Review(t.Context(), "t0ken", []string{"a", "b"})
+			got, err := c.Review(t.Context(), good, []string{"a", "b"})
 			if tc.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.err) {
 					t.Errorf("got %v, want %q", err, tc.err)
@@ -224,7 +283,7 @@ func TestReview(t *testing.T) {
 			if err != nil || !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("got %+v, %v, want %+v", got, err, tc.want)
 			}
-			if asked.Token != "t0ken" || !reflect.DeepEqual(asked.Audiences, []string{"a", "b"}) {
+			if asked.Token != good || !reflect.DeepEqual(asked.Audiences, []string{"a", "b"}) {
 				t.Errorf("asked %+v", asked)
 			}
 		})
@@ -232,7 +291,7 @@ func TestReview(t *testing.T) {
 	t.Run("no answer", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := c.Review(ctx, "t0ken", nil); !errors.Is(err, context.Canceled) {
+		if _, err := c.Review(ctx, good, []string{"a"}); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -57,8 +57,10 @@ func startOne(t *testing.T, delta bool) *one {
 			{URL: listeners, Wildcard: true, Order: 3},
 			{URL: routes, Order: 4},
 		},
-		Admit: func(context.Context, xds.Hello) (*xds.Session, error) {
-			return &xds.Session{ID: "one", Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }}, nil
+		Admit: func(context.Context) (xds.Admission, error) {
+			return xds.Admission{Enter: func(xds.Hello) (*xds.Session, error) {
+				return &xds.Session{ID: "one", Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }}, nil
+			}}, nil
 		},
 	})}
 	c := agent.Config{

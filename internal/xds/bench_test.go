@@ -18,7 +18,7 @@ func benchClient(n int) (*machine, Change) {
 		ch.Set = append(ch.Set, must(Seal("cds", name, "", route(name, "host"))))
 	}
 	m.publish(0, ch)
-	_, _ = m.request(&request{typeURL: "cds"}, m.now)
+	_ = m.request(&request{typeURL: "cds"}, m.now)
 	acceptAll(m)
 	return m, ch
 }
@@ -31,7 +31,7 @@ func acceptAll(m *machine) (bytes int) {
 		}
 		for _, r := range due {
 			bytes += m.form.encode(r, "").Len()
-			_, _ = m.request(&request{typeURL: r.typeURL, nonce: r.nonce}, m.now)
+			_ = m.request(&request{typeURL: r.typeURL, nonce: r.nonce}, m.now)
 		}
 	}
 }
@@ -56,8 +56,8 @@ func BenchmarkConnect(b *testing.B) {
 		b.Run(fmt.Sprintf("resources=%d", n), func(b *testing.B) {
 			m, _ := benchClient(n)
 			for b.Loop() {
-				m.client = newClient(deltaForm, testRules, n)
-				_, _ = m.request(&request{typeURL: "cds"}, m.now)
+				m.client = newClient(deltaForm, testRules)
+				_ = m.request(&request{typeURL: "cds"}, m.now)
 				b.SetBytes(int64(acceptAll(m)))
 			}
 		})

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 )
 
@@ -40,9 +39,15 @@ type TypeRule struct {
 	Composed bool
 }
 
-// Hello is the first request of a stream; the stream's context carries peer and metadata.
+// Admission is a caller whose right to speak to the server is proved by what came before its first message.
+type Admission struct {
+	ID    string // of the caller; what its streams may hold together is bounded
+	Enter func(h Hello) (*Session, error)
+}
+
+// Hello is the first request of a stream.
 type Hello struct {
-	Node *corev3.Node
+	Node Node
 	Type string
 }
 
@@ -77,11 +82,12 @@ func (s *Session) groups() ([]Group, Group) {
 type Options struct {
 	Log   *slog.Logger // nil: none
 	Types []TypeRule
-	// Admit authenticates and authorises a stream on its first request. Its error, a gRPC status, ends the stream.
-	Admit        func(ctx context.Context, h Hello) (*Session, error)
+	// Admit authenticates a stream by peer and metadata, which the context carries; nothing of the stream is read before.
+	// Enter then authorises it on its first request; no further one is read before. Errors, gRPC statuses, end the stream.
+	Admit        func(ctx context.Context) (Admission, error)
 	ControlPlane string        // control_plane.identifier of answers to types outside the table
-	MaxNames     int           // of a type: subscribed to, and told in one request; 0: 20,000
-	MaxStreams   int           // of one Session.ID; 0: 16
+	MaxBytes     int           // of memory for the names that streams of one Admission.ID ask for and no group of theirs holds; 0: 16 MB
+	MaxStreams   int           // of one Admission.ID; 0: 16
 	WriteTimeout time.Duration // a client that leaves no room for a response for so long is cut; 0: 30 s
 }
 
@@ -90,6 +96,7 @@ type Stats struct {
 	Marshalled uint64 // messages and fragments that were marshalled for what was published
 	Sent       uint64 // responses
 	Bytes      uint64 // of responses, without gRPC's framing
+	Refused    uint64 // streams that were ended because they asked for too many names
 }
 
 // ClientStatus is one stream.
@@ -126,13 +133,14 @@ type Server struct {
 	o     Options
 	nonce atomic.Uint64 // begins anywhere, so that no two servers issue the same
 
-	marshalled, sent, bytes atomic.Uint64
+	marshalled, sent, bytes, refused atomic.Uint64
 
 	running sync.WaitGroup // handlers
 
 	mu      sync.RWMutex // guards the fields below; taken before a stream's
 	rev     string       // version of responses
 	groups  map[Group]*group
+	callers map[string]*caller              // by Admission.ID
 	clients map[string]map[*stream]struct{} // by Session.ID
 	streams map[*stream]struct{}            // also those not admitted yet
 	ended   bool
@@ -141,14 +149,14 @@ type Server struct {
 
 // NewServer returns a server that holds nothing.
 func NewServer(o Options) *Server {
-	o.MaxNames = cmp.Or(o.MaxNames, 20_000)
+	o.MaxBytes = cmp.Or(o.MaxBytes, 16<<20)
 	o.MaxStreams = cmp.Or(o.MaxStreams, 16)
 	o.WriteTimeout = cmp.Or(o.WriteTimeout, 30*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		o: o, rev: "0", groups: map[Group]*group{},
+		o: o, rev: "0", groups: map[Group]*group{}, callers: map[string]*caller{},
 		clients: map[string]map[*stream]struct{}{}, streams: map[*stream]struct{}{},
 	}
 	s.nonce.Store(rand.Uint64())
@@ -343,5 +351,5 @@ func (s *Server) count(resources []Resource) {
 
 // Stats returns the counts.
 func (s *Server) Stats() Stats {
-	return Stats{Marshalled: s.marshalled.Load(), Sent: s.sent.Load(), Bytes: s.bytes.Load()}
+	return Stats{Marshalled: s.marshalled.Load(), Sent: s.sent.Load(), Bytes: s.bytes.Load(), Refused: s.refused.Load()}
 }

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -69,21 +70,29 @@ type fixture struct {
 	moved   atomic.Pointer[[]string] // the groups of every session, in place of those of its node
 }
 
+// admit lets everybody in, as who the metadata names.
+func admit(enter func(xds.Hello) (*xds.Session, error)) func(context.Context) (xds.Admission, error) {
+	return func(ctx context.Context) (xds.Admission, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		return xds.Admission{ID: strings.Join(md.Get("caller"), " "), Enter: enter}, nil
+	}
+}
+
 // serve starts a server; a client's session ID is its node's ID, its groups are named by the node's cluster.
 func serve(t testing.TB, change func(*xds.Options)) *fixture {
 	f := &fixture{nacks: make(chan string, 100), asked: make(chan string, 200), ended: make(chan error, 200)}
 	o := xds.Options{
 		Types:        []xds.TypeRule{{URL: cds, Wildcard: true, Order: 1}, {URL: eds, Order: 2, ResendAfter: cds}},
 		ControlPlane: "me",
-		Admit: func(_ context.Context, h xds.Hello) (*xds.Session, error) {
-			if h.Node.GetId() == "stranger" {
+		Admit: admit(func(h xds.Hello) (*xds.Session, error) {
+			if h.Node.ID() == "stranger" {
 				return nil, status.Error(codes.PermissionDenied, "not here")
 			}
-			s := &xds.Session{ID: h.Node.GetId()}
+			s := &xds.Session{ID: h.Node.ID()}
 			if s.ID == "late" {
 				s.Confirm = func() error { return status.Error(codes.PermissionDenied, "no longer") }
 			}
-			own := strings.Fields(h.Node.GetCluster())
+			own := strings.Fields(h.Node.Cluster())
 			s.Groups = func() (groups []xds.Group, needs xds.Group) {
 				names := own
 				if moved := f.moved.Load(); moved != nil {
@@ -107,12 +116,12 @@ func serve(t testing.TB, change func(*xds.Options)) *fixture {
 					return nil, status.Error(codes.PermissionDenied, "forbidden")
 				}
 				if typeURL == syncz {
-					return []xds.Resource{must(xds.Seal("type.googleapis.com/envoy.config.core.v3.Node", "", "", h.Node))}, nil
+					return []xds.Resource{must(xds.Seal("type.googleapis.com/envoy.config.core.v3.Node", "", "", &corev3.Node{Id: h.Node.ID()}))}, nil
 				}
 				return nil, nil
 			}
 			return s, nil
-		},
+		}),
 	}
 	if change != nil {
 		change(&o)
@@ -165,7 +174,7 @@ func (c countingConn) Write(b []byte) (int, error) {
 }
 
 func (f *fixture) connect(t testing.TB, form xdstest.Form, id, groups string) *xdstest.Client {
-	return must(xdstest.Connect(t.Context(), f.conn, form, &corev3.Node{Id: id, Cluster: groups}))
+	return must(xdstest.Connect(metadata.AppendToOutgoingContext(t.Context(), "caller", id), f.conn, form, &corev3.Node{Id: id, Cluster: groups}))
 }
 
 func check(t testing.TB, err error) {
@@ -272,7 +281,7 @@ func TestNeeds(t *testing.T) {
 
 // A client that subscribes and drops under the wildcard without taking any answer is cut, rather than kept in memory.
 func TestDropsAreBounded(t *testing.T) {
-	f := serve(t, func(o *xds.Options) { o.MaxNames = 10 })
+	f := serve(t, func(o *xds.Options) { o.MaxBytes = 2100 })
 	f.Publish(1, []xds.Change{set("a", cluster("x", 1))})
 	c := f.connect(t, xdstest.Delta, "pod.ns", "a")
 	check(t, c.Subscribe(cds))
@@ -284,6 +293,86 @@ func TestDropsAreBounded(t *testing.T) {
 	}
 	wantEnd(t, c, codes.ResourceExhausted, "")
 }
+
+// TestManyNames: what a client's groups hold costs it nothing, however much it is; what they do not is counted together for
+// all streams of one caller, and given back.
+func TestManyNames(t *testing.T) {
+	f := serve(t, func(o *xds.Options) { o.MaxBytes = 100 * 210 })
+	var all []xds.Resource
+	var names, strange []string
+	for i := range 1000 {
+		all = append(all, assignment(fmt.Sprint("n", i)))
+		names = append(names, all[i].Name)
+	}
+	for i := range 60 {
+		strange = append(strange, fmt.Sprint("x", i))
+	}
+	f.Publish(1, []xds.Change{set("a", all...)})
+	c := f.connect(t, xdstest.Delta, "p", "a")
+	check(t, c.Subscribe(eds, names...))
+	if r := must(c.Next()); len(r.Names) != len(names) {
+		t.Errorf("%d names are answered, want %d", len(r.Names), len(names))
+	}
+	one, two := f.connect(t, xdstest.Delta, "q", "a"), f.connect(t, xdstest.Delta, "q", "a")
+	check(t, one.Subscribe(eds, strange...))
+	must(one.Next())
+	check(t, two.Subscribe(eds, strange...))
+	wantEnd(t, two, codes.ResourceExhausted, "too many resource names")
+	if n := f.Stats().Refused; n != 1 {
+		t.Errorf("%d refusals are counted, want 1", n)
+	}
+	three := f.connect(t, xdstest.Delta, "q", "a")
+	check(t, three.Subscribe(eds, "x0"))
+	check(t, three.Ack(must(three.Next())))
+	check(t, one.Unsubscribe(eds, strange...))
+	settle(t, one)
+	check(t, three.Subscribe(eds, strange...))
+	must(three.Next())
+}
+
+// silent is a stream that counts what is read of it.
+type silent struct {
+	grpc.ServerStream
+	ctx   context.Context
+	reads atomic.Int32
+}
+
+func (s *silent) Context() context.Context { return s.ctx }
+
+func (s *silent) RecvMsg(any) error {
+	s.reads.Add(1)
+	<-s.ctx.Done()
+	return s.ctx.Err()
+}
+
+// TestStrangersUnread: of who is not authenticated nothing is read.
+func TestStrangersUnread(t *testing.T) {
+	var handlers []grpc.StreamHandler
+	s := xds.NewServer(xds.Options{Admit: func(context.Context) (xds.Admission, error) {
+		return xds.Admission{}, status.Error(codes.Unauthenticated, "who are you?")
+	}})
+	s.Register(registrar(func(d *grpc.ServiceDesc) {
+		for _, m := range d.Streams {
+			handlers = append(handlers, m.Handler)
+		}
+	}))
+	for _, h := range handlers {
+		st := &silent{ctx: t.Context()}
+		if err := h(nil, st); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("ended with %v", err)
+		}
+		if n := st.reads.Load(); n != 0 {
+			t.Errorf("%d messages were read", n)
+		}
+	}
+	if len(handlers) != 2 {
+		t.Errorf("%d methods, want both forms", len(handlers))
+	}
+}
+
+type registrar func(*grpc.ServiceDesc)
+
+func (r registrar) RegisterService(d *grpc.ServiceDesc, _ any) { r(d) }
 
 // settle waits until the server has read all that the client has sent.
 func settle(t testing.TB, c *xdstest.Client) {
@@ -321,7 +410,7 @@ func wantEnd(t *testing.T, c *xdstest.Client, code codes.Code, text string) {
 
 func TestRefusals(t *testing.T) {
 	each(t, func(t *testing.T, form xdstest.Form) {
-		f := serve(t, func(o *xds.Options) { o.MaxNames, o.MaxStreams = 3, 1 })
+		f := serve(t, func(o *xds.Options) { o.MaxBytes, o.MaxStreams = 603, 1 })
 		for _, tc := range []struct {
 			name  string
 			node  *corev3.Node
@@ -549,7 +638,7 @@ func TestSlowClient(t *testing.T) {
 // TestEnd: Run ends streams, also those without a first request, and then refuses.
 func TestEnd(t *testing.T) {
 	f := serve(t, nil)
-	s := xds.NewServer(xds.Options{Admit: func(context.Context, xds.Hello) (*xds.Session, error) { return &xds.Session{}, nil }})
+	s := xds.NewServer(xds.Options{Admit: admit(func(xds.Hello) (*xds.Session, error) { return &xds.Session{}, nil })})
 	conn := listen(t, s.Register, f)
 	ctx, cancel := context.WithCancel(t.Context())
 	c := must(xdstest.Connect(t.Context(), conn, xdstest.SotW, &corev3.Node{}))

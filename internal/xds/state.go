@@ -37,9 +37,8 @@ func (l layers) find(typeURL, name string) *Resource {
 // client is what one stream asked for, was sent and has answered: the state machine of both forms. It knows no clock,
 // lock or connection.
 type client struct {
-	form     *form
-	maxNames int
-	subs     []*subscription // by TypeRule.Order
+	form *form
+	subs []*subscription // by TypeRule.Order
 
 	partial bool   // what the groups hold is not yet all that they may have held before: Server.Partial
 	own     *group // the group that the client needs, which is never partial; nil: none
@@ -61,7 +60,6 @@ type subscription struct {
 	dirty map[string]struct{} // names to compare
 	full  bool                // all names are to be compared
 	owe   bool                // a response is due even if with nothing
-	owed  int                 // names dropped under the wildcard since the last answer; each is kept until it is told
 
 	out          *message // sent and not answered
 	nonce, acked string
@@ -73,8 +71,8 @@ type subscription struct {
 	refusedAt time.Time
 }
 
-func newClient(f *form, rules []TypeRule, maxNames int) *client {
-	c := &client{form: f, maxNames: maxNames}
+func newClient(f *form, rules []TypeRule) *client {
+	c := &client{form: f}
 	for _, r := range slices.SortedFunc(slices.Values(rules), func(a, b TypeRule) int { return cmp.Compare(a.Order, b.Order) }) {
 		c.subs = append(c.subs, newSubscription(r))
 	}
@@ -121,8 +119,8 @@ type rejection struct {
 }
 
 // request takes a request of a type in the table. It returns what the client rejected by it, if that can't be narrowed
-// down any more, and errNames if the client has asked for too many names.
-func (c *client) request(q *request, now time.Time) (*rejection, error) {
+// down any more.
+func (c *client) request(q *request, now time.Time) *rejection {
 	s := c.sub(q.typeURL)
 	delta := c.form == deltaForm
 	first := !s.asked || !delta && q.nonce == "" && !q.nack
@@ -137,7 +135,7 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 			rejected = s.settle(q, now)
 		}
 	case !delta && s.out == nil:
-		return nil, nil
+		return nil
 	default: // crossed with a response: no answer to it, but the names are what the client wants by now
 	}
 	if delta {
@@ -150,16 +148,33 @@ func (c *client) request(q *request, now time.Time) (*rejection, error) {
 			}
 		}
 	}
-	if max(len(s.names), s.owed) > c.maxNames {
-		return rejected, errNames
+	return rejected
+}
+
+// nameWeight is what a name costs besides its bytes, measured.
+const nameWeight = 200
+
+// weight returns the memory that the client's names take, but for those that l holds: these are as many as we made.
+func (c *client) weight(l layers) (bytes int) {
+	for _, s := range c.subs {
+		for n := range s.names {
+			if l.find(s.rule.URL, n) == nil {
+				bytes += nameWeight + len(n)
+			}
+		}
+		for n, r := range s.sent {
+			if _, named := s.names[n]; !named && r != nil && r.body == nil && l.find(s.rule.URL, n) == nil {
+				bytes += nameWeight + len(n)
+			}
+		}
 	}
-	return rejected, nil
+	return bytes
 }
 
 // settle takes the answer to the response that is out.
 func (s *subscription) settle(q *request, now time.Time) *rejection {
 	m := s.out
-	s.out, s.owed = nil, 0
+	s.out = nil
 	delete(s.refused, "")
 	if !q.nack {
 		s.acked = q.nonce
@@ -244,7 +259,6 @@ func (c *client) subscribe(s *subscription, q *request, first bool) {
 			s.forget(n)
 		case named:
 			s.oweName(n) // it stays by the wildcard, or the client must be told that it is gone
-			s.owed++
 		}
 	}
 }

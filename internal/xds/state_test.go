@@ -29,7 +29,7 @@ type machine struct {
 }
 
 func newMachine(f *form, groups int) *machine {
-	m := &machine{client: newClient(f, testRules, 100), now: time.Unix(1e9, 0)}
+	m := &machine{client: newClient(f, testRules), now: time.Unix(1e9, 0)}
 	for range groups {
 		m.groups = append(m.groups, &group{types: map[string]map[string]*Resource{}})
 	}
@@ -242,11 +242,7 @@ func runScript(t *testing.T, m *machine, script string) {
 			}
 		case "req", "ack", "nack":
 			q := parseScript(m, verb, args)
-			r, err := m.request(q, m.now)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r != nil {
+			if r := m.request(q, m.now); r != nil {
 				line := "bad " + q.typeURL
 				for _, name := range slices.Sorted(maps.Values(names(r.resources))) {
 					line += " " + name

@@ -10,13 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 const (
@@ -40,12 +40,21 @@ type stream struct {
 	groups []Group // with the fields below guarded by Server.mu
 	layers layers
 	needs  *group // nothing is sent while it is empty; nil: none
+	caller *caller
 
 	mu        sync.Mutex // guards the fields below
 	session   *Session   // set once, before the stream is in Server.clients
 	client    *client
+	weight    int64               // of its names, in caller.bytes
 	questions []*request          // of types outside the table, to be answered once each
 	answered  map[string]*request // by type, the last one with its answer's nonce
+}
+
+// caller is who was authenticated, and what its streams take together.
+type caller struct {
+	id      string
+	streams int          // guarded by Server.mu
+	bytes   atomic.Int64 // weight of names
 }
 
 // serve handles a stream of either method.
@@ -54,7 +63,7 @@ func (s *Server) serve(f *form, g grpc.ServerStream) error {
 	defer cancel(nil)
 	st := &stream{
 		server: s, grpc: g, cancel: cancel, connected: time.Now(), wake: make(chan struct{}, 1),
-		client: newClient(f, s.o.Types, s.o.MaxNames), answered: map[string]*request{},
+		client: newClient(f, s.o.Types), answered: map[string]*request{},
 	}
 	s.mu.Lock()
 	if s.ended {
@@ -67,18 +76,52 @@ func (s *Server) serve(f *form, g grpc.ServerStream) error {
 	defer s.running.Done()
 	defer s.remove(st)
 
-	hello := make(chan *request, 1)
-	go st.read(hello) // ends with the stream, an instant after this function
-	if err := st.admit(ctx, hello); err != nil {
+	admission, err := s.o.Admit(ctx)
+	if err != nil {
 		return err
 	}
+	if err := s.callerOf(st, admission.ID); err != nil {
+		return err
+	}
+	hello, admitted := make(chan *request, 1), make(chan struct{})
+	go st.read(ctx, hello, admitted) // ends with the stream, an instant after this function
+	if err := st.admit(ctx, admission, hello); err != nil {
+		return err
+	}
+	close(admitted)
 	return st.write(ctx)
+}
+
+// callerOf counts a stream as one of its caller's.
+func (s *Server) callerOf(st *stream, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.callers[id]
+	if c == nil {
+		c = &caller{id: id}
+		s.callers[id] = c
+	}
+	if c.streams >= s.o.MaxStreams {
+		return tooMany("streams of " + id)
+	}
+	c.streams++
+	st.caller = c
+	return nil
 }
 
 func (s *Server) remove(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	if c := st.caller; c != nil {
+		st.mu.Lock()
+		c.bytes.Add(-st.weight)
+		st.weight = 0
+		st.mu.Unlock()
+		if c.streams--; c.streams == 0 {
+			delete(s.callers, c.id)
+		}
+	}
 	s.layerLocked(st, nil, "")
 	if st.session != nil {
 		of := s.clients[st.session.ID]
@@ -89,9 +132,9 @@ func (s *Server) remove(st *stream) {
 	}
 }
 
-// admit waits for the first request and asks Options.Admit.
-func (st *stream) admit(ctx context.Context, hello <-chan *request) error {
-	h := Hello{Node: &corev3.Node{}}
+// admit waits for the first request and asks Admission.Enter.
+func (st *stream) admit(ctx context.Context, admission Admission, hello <-chan *request) error {
+	var h Hello
 	select {
 	case q := <-hello:
 		if q.node == nil {
@@ -100,33 +143,31 @@ func (st *stream) admit(ctx context.Context, hello <-chan *request) error {
 		if len(q.node) > maxNode {
 			return status.Errorf(codes.InvalidArgument, "node information of %d bytes; at most %d are taken", len(q.node), maxNode)
 		}
-		if err := proto.Unmarshal(q.node, h.Node); err != nil {
+		if err := fields(q.node, func(protowire.Number, []byte) {}); err != nil {
 			return status.Error(codes.InvalidArgument, "malformed node information")
 		}
-		h.Type = q.typeURL
+		h.Node, h.Type = ReadNode(q.node), q.typeURL
 	case <-time.After(helloTimeout):
 		return status.Error(codes.DeadlineExceeded, "no request came")
 	case <-ctx.Done():
 		return ending(ctx)
 	}
-	session, err := st.server.o.Admit(ctx, h)
+	session, err := admission.Enter(h)
 	if err != nil {
 		return err
 	}
-	if err := st.server.enter(st, session); err != nil || session.Confirm == nil {
-		return err
+	st.server.enter(st, session)
+	if session.Confirm == nil {
+		return nil
 	}
 	return session.Confirm()
 }
 
 // enter makes a stream one of a session's.
-func (s *Server) enter(st *stream, session *Session) error {
+func (s *Server) enter(st *stream, session *Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	of := s.clients[session.ID]
-	if len(of) >= s.o.MaxStreams {
-		return tooMany("streams of " + session.ID)
-	}
 	if of == nil {
 		of = map[*stream]struct{}{}
 		s.clients[session.ID] = of
@@ -137,7 +178,6 @@ func (s *Server) enter(st *stream, session *Session) error {
 	st.mu.Lock()
 	st.session = session
 	st.mu.Unlock()
-	return nil
 }
 
 // ending returns what a stream ends with.
@@ -154,44 +194,114 @@ func ending(ctx context.Context) error {
 
 func tooMany(what string) error { return status.Error(codes.ResourceExhausted, "too many "+what) }
 
-// read takes requests until the stream ends; it never waits for the client to take anything. hello gets the first.
-func (st *stream) read(hello chan<- *request) {
+// read takes requests until the stream ends; it never waits for the client to take anything. hello gets the first; the
+// next is read when the stream is admitted.
+func (st *stream) read(ctx context.Context, hello chan<- *request, admitted <-chan struct{}) {
 	for first := true; ; {
 		var in frame
 		if err := st.grpc.RecvMsg(&in); err != nil {
 			st.cancel(err)
 			return
 		}
-		q, err := st.client.form.parseRequest(in.data, st.server.o.MaxNames)
-		in.data.Free()
-		switch {
-		case err != nil:
-			st.cancel(err)
-			return
-		case q.typeURL == healthInfo:
-			continue
-		case first:
+		if first {
+			h, err := st.client.form.parseHello(in.data)
+			switch {
+			case err != nil:
+				in.data.Free()
+				st.cancel(err)
+				return
+			case h.typeURL == healthInfo:
+				in.data.Free()
+				continue
+			}
 			first = false
-			h := *q
-			hello <- &h
+			hello <- h
+			select {
+			case <-admitted: // now it is known how many names the client may have
+			case <-ctx.Done():
+				in.data.Free()
+				return
+			}
 		}
-		q.node = nil
-		if err := st.take(q); err != nil {
-			st.cancel(err)
+		q, err := st.client.form.parseRequest(in.data, st.mostNames())
+		in.data.Free()
+		if err == nil && q.typeURL != healthInfo {
+			err = st.take(q)
+		}
+		if err != nil {
+			st.refuse(err)
 			return
 		}
 		st.poke()
 	}
 }
 
+func (st *stream) refuse(err error) {
+	if errors.Is(err, errNames) {
+		st.server.refused.Add(1)
+	}
+	st.cancel(err)
+}
+
+// mostNames returns how many names of a kind a request may have: those that the client's groups hold, and what may be had
+// of others. The type comes after them on the wire.
+func (st *stream) mostNames() int {
+	st.server.mu.RLock()
+	defer st.server.mu.RUnlock()
+	held := map[string]int{}
+	for _, g := range st.layers {
+		for typeURL, names := range g.types {
+			held[typeURL] += len(names)
+		}
+	}
+	most := 0
+	for _, n := range held {
+		most = max(most, n)
+	}
+	return most + st.server.o.MaxBytes/nameWeight
+}
+
+// weigh notes what the stream's names take now, and refuses what is too much for its caller.
+func (st *stream) weigh() error {
+	s := st.server
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	weight := st.client.weight(st.layers)
+	for _, q := range st.questions {
+		weight += q.weight()
+	}
+	for _, q := range st.answered {
+		weight += q.weight()
+	}
+	all := st.caller.bytes.Add(int64(weight) - st.weight)
+	st.weight = int64(weight)
+	if all > int64(s.o.MaxBytes) {
+		return errNames
+	}
+	return nil
+}
+
+func (q *request) weight() (bytes int) {
+	for _, n := range q.names {
+		bytes += nameWeight + len(n)
+	}
+	return bytes
+}
+
 // take applies a request.
 func (st *stream) take(q *request) error {
 	st.mu.Lock()
 	if st.client.sub(q.typeURL) == nil {
-		defer st.mu.Unlock()
-		return st.question(q)
+		err := st.question(q)
+		st.mu.Unlock()
+		if err != nil || len(q.names) == 0 {
+			return err
+		}
+		return st.weigh()
 	}
-	rejected, err := st.client.request(q, time.Now())
+	rejected := st.client.request(q, time.Now())
 	session := st.session
 	st.mu.Unlock()
 	if rejected != nil && session.OnNack != nil {
@@ -201,7 +311,10 @@ func (st *stream) take(q *request) error {
 		}
 		session.OnNack(q.typeURL, rejected.version, rejected.detail, slices.Sorted(maps.Keys(origins)))
 	}
-	return err
+	if len(q.names)+len(q.drop)+len(q.held) == 0 {
+		return nil
+	}
+	return st.weigh()
 }
 
 // question notes a request of a type that is not in the table, which is answered once whatever its nonce, unless it is

@@ -72,7 +72,7 @@ func ServerCodec() grpc.ServerOption { return grpc.ForceServerCodecV2(newCodec()
 // request is what the server reads of a request in either form.
 type request struct {
 	typeURL, nonce string
-	node           []byte            // not decoded; nil if absent
+	node           []byte            // of a first request: not decoded; nil if absent
 	nack           bool              // error_detail is set
 	detail         string            // its message
 	names          []string          // all names asked for, or in the delta form those added
@@ -93,9 +93,8 @@ func brief(detail string) string {
 	return strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "?")
 }
 
-// parseRequest reads a request with at most maxNames names of a kind. Of its strings only the text of a rejection is
-// checked for UTF-8.
-func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error) {
+// parseHello reads of a client's first request who it is and what type it asks for.
+func (f *form) parseHello(data mem.BufferSlice) (*request, error) {
 	q := &request{}
 	err := scan(data, func(field protowire.Number, value func() []byte) error {
 		switch field {
@@ -104,6 +103,20 @@ func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error
 			if q.node == nil {
 				q.node = []byte{}
 			}
+		case f.typeURL:
+			q.typeURL = string(value())
+		}
+		return nil
+	})
+	return q, err
+}
+
+// parseRequest reads a request, but for its node, with at most maxNames names of a kind. Of its strings only the text of a rejection is
+// checked for UTF-8.
+func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error) {
+	q := &request{}
+	err := scan(data, func(field protowire.Number, value func() []byte) error {
+		switch field {
 		case f.version:
 			q.brings = len(value()) > 0
 		case f.typeURL:
@@ -154,13 +167,12 @@ func parseResponse(data mem.BufferSlice) (typeURL, nonce string, err error) {
 }
 
 // stringFields returns the string fields of a small message.
-func stringFields(b []byte, fields ...protowire.Number) ([]string, error) {
-	out := make([]string, len(fields))
-	err := scan(mem.BufferSlice{mem.SliceBuffer(b)}, func(field protowire.Number, value func() []byte) error {
-		if i := slices.Index(fields, field); i >= 0 {
-			out[i] = string(value())
+func stringFields(b []byte, want ...protowire.Number) ([]string, error) {
+	out := make([]string, len(want))
+	err := fields(b, func(field protowire.Number, v []byte) {
+		if i := slices.Index(want, field); i >= 0 {
+			out[i] = string(v)
 		}
-		return nil
 	})
 	return out, err
 }

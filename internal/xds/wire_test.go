@@ -132,9 +132,15 @@ func TestBrief(t *testing.T) {
 // check holds the parser to proto: what proto takes is taken, and read alike.
 func check(t *testing.T, f *form, b []byte, want *request) {
 	half := len(b) / 2
-	got, err := f.parseRequest(mem.BufferSlice{mem.SliceBuffer(b[:half]), mem.SliceBuffer(b[half:])}, len(b))
-	if err != nil {
-		t.Fatalf("proto takes what parseRequest does not: %v", err)
+	data := mem.BufferSlice{mem.SliceBuffer(b[:half]), mem.SliceBuffer(b[half:])}
+	got, err := f.parseRequest(data, len(b))
+	hello, errHello := f.parseHello(data)
+	if err != nil || errHello != nil {
+		t.Fatalf("proto takes what is not taken here: %v, %v", err, errHello)
+	}
+	got.node = hello.node
+	if hello.typeURL != want.typeURL {
+		t.Fatalf("type %q, want %q", hello.typeURL, want.typeURL)
 	}
 	if (got.node == nil) != (want.node == nil) {
 		t.Fatalf("node %v, want %v", got.node, want.node)
@@ -145,7 +151,7 @@ func check(t *testing.T, f *form, b []byte, want *request) {
 			t.Fatalf("node %v, want %v", a, b)
 		}
 	}
-	if got.typeURL != want.typeURL || got.nonce != want.nonce || got.nack != want.nack || got.detail != brief(want.detail) ||
+	if got.brings != want.brings || got.typeURL != want.typeURL || got.nonce != want.nonce || got.nack != want.nack || got.detail != brief(want.detail) ||
 		!slices.Equal(got.names, want.names) || !slices.Equal(got.drop, want.drop) || !maps.Equal(got.held, want.held) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
@@ -189,7 +195,7 @@ func FuzzStateOfTheWorldRequest(f *testing.F) {
 		}
 		check(t, sotwForm, b, &request{
 			typeURL: m.GetTypeUrl(), nonce: m.GetResponseNonce(), node: nodeBytes(m.GetNode()), nack: m.GetErrorDetail() != nil,
-			detail: m.GetErrorDetail().GetMessage(), names: m.GetResourceNames(),
+			detail: m.GetErrorDetail().GetMessage(), names: m.GetResourceNames(), brings: m.GetVersionInfo() != "",
 		})
 	})
 }
