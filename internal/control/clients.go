@@ -2,25 +2,18 @@ package control
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/ingest"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/resolve"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
-
-// goneFor is how long a deleted pod is remembered: its token passes a TokenReview for up to 60 s after deletionTimestamp,
-// and 10 s more from the API server's cache.
-const goneFor = 70 * time.Second
 
 // client is what the plane remembers of an admitted proxy. The node that it was made of may be large.
 type client struct {
@@ -105,7 +98,7 @@ func (s *clients) confirm(c identity.Caller) error {
 	if !s.gate.Members.Member(c.Cluster, c.Identity.Namespace) {
 		return errLeft(c.Identity.Namespace, s.pipeline.Mesh())
 	}
-	if p, known := s.gate.Pods.Pod(c.Cluster, c.Identity.Namespace, c.Pod); known && (p.Deleted || p.UID != c.PodUID) {
+	if c.Pod != "" && s.gate.Pods.Gone(c.Cluster, c.Identity.Namespace, c.Pod, c.PodUID) {
 		return errDeleted
 	}
 	return nil
@@ -147,76 +140,6 @@ func (s *clients) scope(caller identity.Caller, n xds.Node) resolve.Scope {
 		Labels:   n.MetaStrings("LABELS", maxLabels),
 		Ports:    ingest.PodPorts(n.Meta("POD_PORTS")),
 	}
-}
-
-// gone remembers pods that were deleted, and finds those that are there; it implements identity.Pods.
-type gone struct {
-	workloads func(mesh.WorkloadKey) (mesh.Workload, bool)
-	now       func() time.Time
-
-	mu   sync.Mutex // guards pods and old
-	pods map[mesh.WorkloadKey]deletion
-	old  []tombstone // in the order of deletion
-}
-
-type deletion struct {
-	uid string
-	at  time.Time
-}
-
-type tombstone struct {
-	pod mesh.WorkloadKey
-	at  time.Time
-}
-
-// Pod implements identity.Pods.
-func (g *gone) Pod(cluster mesh.ClusterID, namespace, name string) (identity.Pod, bool) {
-	k := mesh.WorkloadKey{Cluster: cluster, Kind: mesh.KindPod, Namespace: namespace, Name: name}
-	if w, ok := g.workloads(k); ok {
-		return identity.Pod{UID: w.UID, ServiceAccount: w.Identity.ServiceAccount, ProxyType: "sidecar"}, true
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	d, ok := g.pods[k]
-	if !ok || g.now().Sub(d.at) > goneFor {
-		return identity.Pod{}, false
-	}
-	return identity.Pod{UID: d.uid, Deleted: true}, true
-}
-
-func newGone(workloads func(mesh.WorkloadKey) (mesh.Workload, bool), now func() time.Time) *gone {
-	return &gone{workloads: workloads, now: now, pods: map[mesh.WorkloadKey]deletion{}}
-}
-
-// record notes the pods that a round took away and returns the UIDs of those. Pods of a namespace that has left the mesh
-// are not deleted, they are only out of sight; they are welcome when it comes back.
-func (g *gone) record(changes []graph.Change[mesh.WorkloadKey, mesh.Workload], served identity.Members) map[string]bool {
-	now := g.now()
-	var uids map[string]bool
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, c := range changes {
-		if !c.Had || c.Has && c.New.UID == c.Old.UID || !served.Member(c.Key.Cluster, c.Key.Namespace) {
-			continue
-		}
-		if uids == nil {
-			uids = map[string]bool{}
-		}
-		uids[c.Old.UID] = true
-		g.pods[c.Key] = deletion{c.Old.UID, now}
-		g.old = append(g.old, tombstone{c.Key, now})
-	}
-	fresh := slices.IndexFunc(g.old, func(t tombstone) bool { return now.Sub(t.at) <= goneFor })
-	if fresh < 0 {
-		fresh = len(g.old)
-	}
-	for _, t := range g.old[:fresh] {
-		if g.pods[t.pod].at.Equal(t.at) { // else another pod of that name was deleted later
-			delete(g.pods, t.pod)
-		}
-	}
-	g.old = slices.Delete(g.old, 0, fresh)
-	return uids
 }
 
 // short returns a type URL's last part: Cluster.

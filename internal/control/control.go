@@ -160,7 +160,7 @@ func (p *plane) start(ctx context.Context) error {
 	members := newMembers(ctx, p.Log, p.cluster, g, pipeline.Sources, authority.Roots(), func(namespace string) {
 		server.Close(inNamespace(namespace), errLeft(namespace, p.Mesh))
 	})
-	pods := newGone(pipeline.Workload, time.Now)
+	pods := newPods(pipeline)
 	refused := newRefusals(p.Log, p.labelled, p.cluster.Events(ctx, p.Namespace, "istiod"+p.suffix()))
 	p.gate = &identity.Gate{
 		Audience: mesh.Audience(p.Namespace, p.Mesh), AcceptShared: settings.Audience() == mesh.SharedAudience,
@@ -177,7 +177,7 @@ func (p *plane) start(ctx context.Context) error {
 
 	g.OnPublish(func(rev graph.Rev) {
 		// Before what they hold goes: a pod that is deleted by force may live on for a while, and keeps what it has.
-		if uids := pods.record(pipeline.WorkloadChanges(), members); uids != nil {
+		if uids := gonePods(pipeline.Sources.Pods.Changed(), members); uids != nil {
 			server.Close(ofPods(uids), errDeleted)
 		}
 		var moved []string
@@ -185,6 +185,7 @@ func (p *plane) start(ctx context.Context) error {
 			moved = append(moved, k.Name+"."+k.Namespace)
 		}
 		server.Publish(uint64(rev), pipeline.Changes(), moved...)
+		pods.wake()
 		server.Partial(len(members.awaited.All()) > 0) // after what was awaited is published
 	})
 	p.tasks.Go(func() error { return g.Run(ctx) })

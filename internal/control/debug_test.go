@@ -23,7 +23,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -77,9 +79,10 @@ func newHall(t *testing.T) *hall {
 	t.Helper()
 	o := Options{Mesh: "one", Namespace: system, Revision: "default", Cluster: "c1", PodName: "istiod-1", APIVersion: "v1.30.3", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	h := &hall{world: newWorld("one"), plane: &plane{Options: o, registry: obs.Registry()}, refused: make(chan identity.Refusal, 100), rejected: make(chan rejection, 100)}
+	pods := newPods(h.Pipeline)
 	h.gate = &identity.Gate{
 		Audience: audience, RootNamespace: system, TrustDomain: "cluster.local", Home: "c1",
-		Clusters: tokens{}, Members: namespaces{system, "shop"}, Pods: newGone(h.Workload, nil),
+		Clusters: tokens{}, Members: namespaces{system, "shop"}, Pods: pods,
 		Refused: func(_ context.Context, r identity.Refusal) { h.refused <- r },
 	}
 	d := &debug{options: o, pipeline: h.Pipeline, meters: h.graph.Meters}
@@ -93,10 +96,16 @@ func newHall(t *testing.T) *hall {
 			moved = append(moved, k.Name+"."+k.Namespace)
 		}
 		h.server.Publish(uint64(rev), h.Changes(), moved...)
+		pods.wake()
 	})
 	for _, ns := range []string{system, "shop"} {
 		h.set(&heddlev1alpha1.Membership{
 			ObjectMeta: metav1.ObjectMeta{Name: ns}, Spec: heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Member},
+		}, false)
+	}
+	for pod, ns := range map[string]string{"cart-1": "shop", "gw-1": system} { // that their kubelets have just begun
+		h.set(&corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pod, UID: types.UID("uid-of-" + pod)}, Spec: corev1.PodSpec{ServiceAccountName: "cart"},
 		}, false)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

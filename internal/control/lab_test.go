@@ -115,9 +115,10 @@ func newLab(t *testing.T, delta bool) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pods := newPods(l.Pipeline)
 	gate := &identity.Gate{
 		Audience: "heddle.dev/" + labSystem + "/a", RootNamespace: labSystem, TrustDomain: mesh.DefaultTrustDomain, Home: labCluster,
-		Clusters: labTokens{}, Members: labMembers{}, Pods: newGone(l.Workload, time.Now),
+		Clusters: labTokens{}, Members: labMembers{}, Pods: pods,
 		Refused: func(_ context.Context, r identity.Refusal) { t.Errorf("refused: %+v", r) },
 	}
 	l.debug = &debug{options: options, pipeline: l.Pipeline, meters: l.graph.Meters}
@@ -133,6 +134,7 @@ func newLab(t *testing.T, delta bool) *lab {
 			moved = append(moved, k.Name+"."+k.Namespace)
 		}
 		l.server.Publish(uint64(rev), l.Changes(), moved...)
+		pods.wake()
 	})
 	l.run(t, l.graph.Run)
 

@@ -237,6 +237,13 @@ func nodeOf(t *testing.T, namespace, pod string) *corev3.Node {
 	return &corev3.Node{Id: "sidecar~10.0.0.1~" + pod + "." + namespace + "~" + namespace + ".svc.cluster.local", Metadata: fields}
 }
 
+// pendingPod has no address yet.
+func pendingPod(name string) *corev1.Pod {
+	p := cartPod(name)
+	p.Status = corev1.PodStatus{Phase: corev1.PodPending}
+	return p
+}
+
 func cartPod(name string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-of-" + name), Labels: map[string]string{"app": "cart"}},
@@ -288,6 +295,7 @@ func TestPlane(t *testing.T) {
 	r.log.await(t, "settings not understood")
 	ready(http.StatusServiceUnavailable)
 
+	r.api.Put("pods", pendingPod("cart-1"))
 	r.put("shop", heddlev1alpha1.Joining)
 	r.configure()
 	r.log.await(t, "msg=serving")
@@ -343,6 +351,7 @@ func TestPlaneEnd(t *testing.T) {
 			r := startPlane(t)
 			r.configure()
 			r.put("shop", heddlev1alpha1.Member)
+			r.api.Put("pods", cartPod("cart-1"))
 			r.api.Put("services", &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "cart"}, Spec: corev1.ServiceSpec{
 				ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
 			}})

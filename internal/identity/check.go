@@ -57,9 +57,12 @@ type Members interface {
 	Member(cluster mesh.ClusterID, namespace string) bool
 }
 
-// Pods finds what the plane's own watch knows of a pod.
+// Pods finds what the plane's own watch knows of pods.
 type Pods interface {
-	Pod(cluster mesh.ClusterID, namespace, name string) (Pod, bool)
+	// Pod waits a while for the pod of this UID. It is false if the plane can't know, and Deleted if it would.
+	Pod(ctx context.Context, cluster mesh.ClusterID, namespace, name, uid string) (Pod, bool)
+	// Gone tells at once whether it is known that there is no such pod.
+	Gone(cluster mesh.ClusterID, namespace, name, uid string) bool
 }
 
 // Pod is what the checks need of a pod.
@@ -67,7 +70,7 @@ type Pod struct {
 	UID            string
 	ServiceAccount string
 	ProxyType      string // what it was made to run: sidecar, router, waypoint or ztunnel
-	// Deleted is a pod seen gone. It is remembered for 70 s: a TokenReview accepts its token for up to 60 s after
+	// Deleted: there is no such pod any more, or it has ended. A TokenReview accepts its token for up to 60 s after
 	// deletionTimestamp and 10 s from its cache.
 	Deleted bool
 }
@@ -177,13 +180,14 @@ type Call struct {
 	service string
 	rest    []Check                // of Enter
 	review  func() (Review, error) // asked once
+	pod     func() (Pod, bool)     // the caller's Pod as the plane's watch knows it; asked once. A debug client need not be one
 }
 
 func (g *Gate) call(ctx context.Context, r Request) *Call {
 	if r.Cluster == "" {
 		r.Cluster = g.Home
 	}
-	return &Call{Request: r, gate: g, review: sync.OnceValues(func() (Review, error) {
+	c := &Call{Request: r, gate: g, review: sync.OnceValues(func() (Review, error) {
 		tokens, ok := g.Clusters.Tokens(r.Cluster)
 		if !ok {
 			tokens, ok = g.Clusters.Tokens(g.Home)
@@ -198,6 +202,14 @@ func (g *Gate) call(ctx context.Context, r Request) *Call {
 		defer leave()
 		return tokens.Review(ctx, r.Token, []string{g.Audience, mesh.SharedAudience})
 	})}
+	c.pod = sync.OnceValues(func() (Pod, bool) {
+		if c.debug() {
+			return Pod{}, false
+		}
+		caller := c.caller()
+		return g.Pods.Pod(ctx, c.Cluster, caller.Identity.Namespace, caller.Pod, caller.PodUID)
+	})
+	return c
 }
 
 // caller is whose the token is, as far as the API server said.
@@ -208,15 +220,6 @@ func (c *Call) caller() Caller {
 		Identity: mesh.Identity{TrustDomain: c.gate.TrustDomain, Namespace: ns, ServiceAccount: account},
 		Cluster:  c.Cluster, Pod: r.PodName, PodUID: r.PodUID, Debug: c.debug(),
 	}
-}
-
-// pod returns the caller's Pod as the plane's watch knows it. A debug client need not be one.
-func (c *Call) pod() (Pod, bool) {
-	if c.debug() {
-		return Pod{}, false
-	}
-	caller := c.caller()
-	return c.gate.Pods.Pod(c.Cluster, caller.Identity.Namespace, caller.Pod)
 }
 
 // Check is one reason to refuse a call. A list of checks is evaluated in order up to the first that refuses.
@@ -284,14 +287,9 @@ func authentication() Checks {
 			r, _ := c.review()
 			return when(!c.debug() && (r.PodName == "" || r.PodUID == ""), "token is not bound to a pod")
 		}},
-		{"pod-uid", codes.Unauthenticated, func(c *Call) error {
-			r, _ := c.review()
-			p, known := c.pod()
-			return when(known && p.UID != r.PodUID, "token is of pod %s with UID %s, which is %s now", r.PodName, r.PodUID, p.UID)
-		}},
 		{"pod-deleted", codes.Unauthenticated, func(c *Call) error {
-			p, _ := c.pod()
-			return when(p.Deleted, "pod %s is deleted", c.caller().Pod)
+			p, known := c.pod()
+			return when(known && p.Deleted, "pod %s with UID %s is deleted, or it has ended", c.caller().Pod, c.caller().PodUID)
 		}},
 		{"pod-account", codes.PermissionDenied, func(c *Call) error {
 			p, known := c.pod()

@@ -62,10 +62,13 @@ func (w *world) Member(_ mesh.ClusterID, namespace string) bool {
 	return slices.Contains(w.members, namespace)
 }
 
-func (w *world) Pod(_ mesh.ClusterID, namespace, name string) (Pod, bool) {
+func (w *world) Pod(_ context.Context, _ mesh.ClusterID, namespace, name, uid string) (Pod, bool) {
 	p, ok := w.pods[namespace+"/"+name]
+	p.Deleted = p.Deleted || p.UID != uid
 	return p, ok
 }
+
+func (w *world) Gone(mesh.ClusterID, string, string, string) bool { return false }
 
 func honest() *world {
 	return &world{
@@ -221,7 +224,7 @@ func TestRefusedCalls(t *testing.T) {
 			w.request.Node.ID = "sidecar~10.0.0.1~.shop~shop.svc.cluster.local"
 		}},
 		{"token with a pod's name alone", "pod-bound", func(w *world) { w.review.PodUID, w.pods = "", nil }},
-		{"pod replaced by one of its name", "pod-uid", func(w *world) { w.review.PodUID = "u0" }},
+		{"pod replaced by one of its name", "pod-deleted", func(w *world) { w.review.PodUID = "u0" }},
 		{"pod deleted, token not yet", "pod-deleted", func(w *world) {
 			w.pods["shop/web-1"] = Pod{UID: "u1", ServiceAccount: "web", ProxyType: "sidecar", Deleted: true}
 		}},

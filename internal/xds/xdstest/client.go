@@ -4,7 +4,9 @@ package xdstest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -126,14 +128,22 @@ func (c *Client) request(typeURL, nonce, nack string, names, drop []string, held
 	node := c.Node
 	c.Node = nil
 	if c.form == Delta {
-		return c.delta.Send(&discoveryv3.DeltaDiscoveryRequest{
+		return sent(c.delta.Send(&discoveryv3.DeltaDiscoveryRequest{
 			Node: node, TypeUrl: typeURL, ResponseNonce: nonce, ErrorDetail: detail,
 			ResourceNamesSubscribe: names, ResourceNamesUnsubscribe: drop, InitialResourceVersions: held,
-		})
+		}))
 	}
-	return c.sotw.Send(&discoveryv3.DiscoveryRequest{
+	return sent(c.sotw.Send(&discoveryv3.DiscoveryRequest{
 		Node: node, TypeUrl: typeURL, VersionInfo: c.accepted[typeURL], ResponseNonce: nonce, ErrorDetail: detail, ResourceNames: names,
-	})
+	}))
+}
+
+// sent passes over the end of the stream, of which Next has the reason.
+func sent(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // Next reads a response, and holds what it says.
