@@ -148,7 +148,8 @@ func (p *plane) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.cluster.WriteRoot(ctx, p.Namespace, authority.Roots()); err != nil {
+	events := p.cluster.Events(ctx, p.Namespace, "istiod"+p.suffix())
+	if err := p.writeRoot(ctx, authority.Roots(), events); err != nil {
 		return err
 	}
 
@@ -161,7 +162,7 @@ func (p *plane) start(ctx context.Context) error {
 		server.Close(inNamespace(namespace), errLeft(namespace, p.Mesh))
 	})
 	pods := newPods(pipeline)
-	refused := newRefusals(p.Log, p.labelled, p.cluster.Events(ctx, p.Namespace, "istiod"+p.suffix()))
+	refused := newRefusals(p.Log, p.labelled, events)
 	p.gate = &identity.Gate{
 		Audience: mesh.Audience(p.Namespace, p.Mesh), AcceptShared: settings.Audience() == mesh.SharedAudience,
 		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
@@ -211,6 +212,31 @@ func (p *plane) start(ctx context.Context) error {
 	p.debug.Store(d)
 	p.ready.Store(true)
 	p.Log.LogAttrs(ctx, slog.LevelInfo, "serving", slog.String("mesh", string(p.Mesh)), slog.String("rev", p.Revision))
+	return nil
+}
+
+// writeRoot writes the mesh's root into the system namespace. Where another control plane has written its own, as one without
+// selectors does in all namespaces, that is said, and tried again for as long as it stands: the mesh's proxies have our root
+// from their certificates, and are served meanwhile.
+func (p *plane) writeRoot(ctx context.Context, roots string, events *kube.Events) error {
+	err := p.cluster.WriteRoot(ctx, p.Namespace, roots)
+	if !errors.Is(err, kube.ErrForeignRoot) {
+		return err
+	}
+	p.Log.LogAttrs(ctx, slog.LevelWarn, "serving though the mesh's root is not where new pods look for it", slog.Any("err", err))
+	events.Warn("ForeignRoot", err.Error())
+	p.tasks.Go(func() error {
+		for wait := retryFirst; err != nil; wait = min(2*wait, retryMost) {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(wait):
+			}
+			err = p.cluster.WriteRoot(ctx, p.Namespace, roots)
+		}
+		p.Log.LogAttrs(ctx, slog.LevelInfo, "the mesh's root is written", slog.String("namespace", p.Namespace))
+		return nil
+	})
 	return nil
 }
 

@@ -344,6 +344,34 @@ func TestPlane(t *testing.T) {
 	r.end(t)
 }
 
+// Another control plane's root in the system namespace keeps no plane from serving: it says so, and writes its own when the
+// other has gone.
+func TestForeignRootInSystemNamespace(t *testing.T) {
+	r := startPlane(t)
+	r.configure()
+	r.api.Put("configmaps", &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: kube.RootConfigMap, ManagedFields: []metav1.ManagedFieldsEntry{
+			{Manager: "pilot-discovery", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:data":{"f:root-cert.pem":{}}}`)}},
+		}},
+		Data: map[string]string{kube.RootKey: "theirs"},
+	})
+	r.run(t)
+	r.log.await(t, "msg=serving")
+	r.log.await(t, "serving though the mesh's root is not where new pods look for it")
+	r.api.Await("an event", func() bool {
+		return slices.ContainsFunc(r.api.Requests(), func(q kubetest.Request) bool {
+			return strings.HasSuffix(q.Path, "/events") && strings.Contains(q.Body, "ForeignRoot") && strings.Contains(q.Body, "pilot-discovery")
+		})
+	})
+	root := func() any { return r.api.Get("configmaps", system, kube.RootConfigMap, "data", kube.RootKey) }
+	if root() != "theirs" {
+		t.Error("what another control plane owns was taken")
+	}
+	r.api.Delete("configmaps", system, kube.RootConfigMap)
+	r.api.Await("our root", func() bool { return root() != nil && root() != "theirs" })
+	r.end(t)
+}
+
 // A plane that ends says nothing of what its clients hold; they keep it.
 func TestPlaneEnd(t *testing.T) {
 	for _, form := range xdstest.Forms {

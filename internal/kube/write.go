@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -24,16 +25,19 @@ const (
 	planePrefix = "istiod-" // of the field managers of all our control planes
 )
 
+// ErrForeignRoot is what WriteRoot finds where another control plane has written.
+var ErrForeignRoot = errors.New("the root there is another control plane's")
+
 // WriteRoot puts a mesh's root bundle into a namespace, over what a user may have written there. It is an error if the key
-// is another control plane's: which of the two a namespace belongs to is for the operator to say, not for who writes last.
+// is another control plane's, ErrForeignRoot: which of the two a namespace belongs to is for the operator to say, not for who writes last.
 func (c *Cluster) WriteRoot(ctx context.Context, namespace, bundle string) error {
 	err := c.applyRoot(ctx, namespace, bundle, "false")
 	if apierrors.IsConflict(err) {
 		have, getErr := c.root(ctx, namespace)
 		if getErr == nil {
 			if owner := otherPlane(have, c.manager); owner != "" {
-				return fmt.Errorf("write %s/%s: control plane %q has written its own root there; take the namespace out of its mesh, or delete the ConfigMap if that is gone: %w",
-					namespace, RootConfigMap, owner, err)
+				return fmt.Errorf("write %s/%s: %w: control plane %q has written its own root there; take the namespace out of its mesh, or delete the ConfigMap if that is gone: %w",
+					namespace, RootConfigMap, ErrForeignRoot, owner, err)
 			}
 			err = c.applyRoot(ctx, namespace, bundle, "true")
 		} else if !apierrors.IsNotFound(getErr) {
