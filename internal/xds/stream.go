@@ -46,6 +46,7 @@ type stream struct {
 	session   *Session   // set once, before the stream is in Server.clients
 	client    *client
 	weight    int64               // of its names, in caller.bytes
+	removed   bool                // what is still read of it counts no more
 	questions []*request          // of types outside the table, to be answered once each
 	answered  map[string]*request // by type, the last one with its answer's nonce
 }
@@ -116,7 +117,7 @@ func (s *Server) remove(st *stream) {
 	if c := st.caller; c != nil {
 		st.mu.Lock()
 		c.bytes.Add(-st.weight)
-		st.weight = 0
+		st.removed = true
 		st.mu.Unlock()
 		if c.streams--; c.streams == 0 {
 			delete(s.callers, c.id)
@@ -268,6 +269,9 @@ func (st *stream) weigh() error {
 	defer s.mu.RUnlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if st.removed {
+		return errEnded
+	}
 	weight := st.client.weight(st.layers)
 	for _, q := range st.questions {
 		weight += q.weight()
