@@ -2,60 +2,95 @@ package control
 
 import (
 	"fmt"
+	"maps"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"istio.io/api/networking/v1alpha3"
+	"istio.io/api/security/v1beta1"
+	typev1beta1 "istio.io/api/type/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/resolve"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
-// city is a mesh of equal services in ten namespaces, each with the same number of ready pods.
+// city is a mesh of equal services spread over namespaces, each with the same number of ready pods.
 type city struct {
 	*Pipeline
-	graph     *graph.Graph
-	pods      int // of a service
-	published []xds.Change
+	graph      *graph.Graph
+	namespaces int
+	pods       int // of a service
+	published  []xds.Change
 }
 
+// newCity has ten namespaces, in each of which clients are connected.
 func newCity(services, pods int) *city {
+	c := newRegion(10, services, pods)
+	for s := range min(services, 10) {
+		c.connect(s, 0)
+	}
+	c.graph.Step()
+	return c
+}
+
+// newRegion is a city in which nobody is connected.
+func newRegion(namespaces, services, pods int) *city {
 	g := graph.New(graph.Options{})
-	c := &city{graph: g, pods: pods, Pipeline: NewPipeline(g, Options{Mesh: "a", Namespace: "istio-system", Cluster: "c1"})}
+	c := &city{graph: g, namespaces: namespaces, pods: pods, Pipeline: NewPipeline(g, Options{Mesh: "a", Namespace: "istio-system", Cluster: "c1"})}
 	g.OnPublish(func(graph.Rev) { c.published = c.Changes() })
-	for i := range 10 {
+	for i := range namespaces {
 		ns := fmt.Sprintf("n%d", i)
 		c.Memberships.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "istio-system", Name: ns}, &heddlev1alpha1.Membership{
 			Spec: heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Member},
 		})
 	}
 	for s := range services {
-		k := c.service(s)
-		labels := map[string]string{"app": k.Name, "security.istio.io/tlsMode": "istio"}
-		c.Sources.Services.Set(k, &corev1.Service{Spec: corev1.ServiceSpec{
-			ClusterIP: fmt.Sprintf("10.96.%d.%d", s/250, s%250), Selector: map[string]string{"app": k.Name},
-			Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}},
-		}})
-		for p := range pods {
-			c.Pods.Set(c.pod(s, p), &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Labels: labels},
-				Spec:       corev1.PodSpec{ServiceAccountName: k.Name},
-				Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: podIP(s, p)},
-			})
-		}
-		c.endpoints(s, true)
+		c.build(s)
 	}
 	g.Step()
 	return c
 }
 
+// build stages a service and its pods.
+func (c *city) build(s int) {
+	k := c.service(s)
+	labels := map[string]string{"app": k.Name, "security.istio.io/tlsMode": "istio"}
+	c.Sources.Services.Set(k, &corev1.Service{Spec: corev1.ServiceSpec{
+		ClusterIP: fmt.Sprintf("10.%d.%d.%d", 96+s/62500, s/250%250, s%250), Selector: map[string]string{"app": k.Name},
+		Ports: []corev1.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}},
+	}})
+	for p := range c.pods {
+		c.Pods.Set(c.pod(s, p), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Labels: labels},
+			Spec:       corev1.PodSpec{ServiceAccountName: k.Name},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: podIP(s, p)},
+		})
+	}
+	c.endpoints(s, true)
+}
+
+// connect has the proxy of a pod count as connected.
+func (c *city) connect(s, p int) {
+	pod := c.pod(s, p)
+	k := mesh.WorkloadKey{Cluster: pod.Cluster, Kind: mesh.KindPod, Namespace: pod.Namespace, Name: pod.Name}
+	c.presence.source.Set(k, resolve.Client{Workload: k})
+}
+
 func (c *city) service(s int) mesh.ObjectKey {
-	return mesh.ObjectKey{Cluster: "c1", Namespace: fmt.Sprintf("n%d", s%10), Name: fmt.Sprintf("s%d", s)}
+	return mesh.ObjectKey{Cluster: "c1", Namespace: fmt.Sprintf("n%d", s%c.namespaces), Name: fmt.Sprintf("s%d", s)}
 }
 
 func (c *city) pod(s, p int) mesh.ObjectKey {
@@ -95,6 +130,12 @@ func (c *city) rendered() map[string]uint64 {
 // What changes is rendered once, whatever else there is.
 func TestRenderedOnce(t *testing.T) {
 	c := newCity(40, 3)
+	for s := range 40 {
+		for p := range 3 {
+			c.connect(s, p)
+		}
+	}
+	c.graph.Step()
 	for name, n := range c.rendered() {
 		if strings.HasPrefix(name, "composed.inbound") && n != 1 {
 			t.Errorf("120 equal workloads have %d inbound listeners", n)
@@ -127,6 +168,160 @@ func TestRenderedOnce(t *testing.T) {
 			}
 		}
 	}
+}
+
+// evaluated returns how many rows were computed so far, of all tables.
+func (c *city) evaluated() map[string]uint64 {
+	out := map[string]uint64{}
+	for _, m := range c.graph.Meters() {
+		out[m.Name] = m.Evaluated
+	}
+	return out
+}
+
+// work is what a change costs in rows computed, by table, and resources published.
+func (c *city) work(change func()) (rows map[string]uint64, published int) {
+	before := c.evaluated()
+	c.published = nil
+	change()
+	c.graph.Step()
+	rows = c.evaluated()
+	for name, n := range rows {
+		if rows[name] = n - before[name]; rows[name] == 0 {
+			delete(rows, name)
+		}
+	}
+	for _, ch := range c.published {
+		published += len(ch.Set) + len(ch.Remove)
+	}
+	return rows, published
+}
+
+// sameWork fails if one change costs more in one city than in another.
+func sameWork(t *testing.T, what string, small, large *city, change func(c *city)) {
+	t.Helper()
+	few, published := small.work(func() { change(small) })
+	many, again := large.work(func() { change(large) })
+	if !maps.Equal(few, many) {
+		t.Errorf("%s: %v rows are computed, and %v in the larger mesh", what, few, many)
+	}
+	if published != again || published == 0 {
+		t.Errorf("%s: %d resources are published, and %d in the larger mesh", what, published, again)
+	}
+}
+
+// Namespaces that nobody is connected from cost nothing: neither their own services' names, nor what is exported to them.
+func TestOnlyScopesInUse(t *testing.T) {
+	small, large := newRegion(5, 50, 1), newRegion(50, 50, 1)
+	for _, c := range []*city{small, large} {
+		for s := range 5 {
+			c.connect(s, 0)
+		}
+		c.graph.Step()
+	}
+	everywhere := func(c *city) (out []string) {
+		for i := range 1000 {
+			out = append(out, fmt.Sprintf("n%d", 5+i)) // these exist in the larger mesh, and nobody is connected there
+		}
+		return out
+	}
+	sameWork(t, "a new service", small, large, func(c *city) { c.build(1000) })
+	sameWork(t, "a name exported to many", small, large, func(c *city) {
+		o := &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "s1.n1.svc.cluster.local"}}
+		o.Annotations = map[string]string{"networking.istio.io/exportTo": "n1," + strings.Join(everywhere(c), ",")}
+		c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n1", Name: "alias"}, o)
+	})
+	sameWork(t, "a service exported to many", small, large, func(c *city) {
+		k := c.service(1)
+		old, _ := c.Sources.Services.Lookup(k)
+		o := old.DeepCopy()
+		o.Annotations = map[string]string{"networking.istio.io/exportTo": "n1," + strings.Join(everywhere(c), ",")}
+		c.Sources.Services.Set(k, o)
+	})
+}
+
+// What a rule is exported to costs by the namespaces in which somebody is connected, not by how many it names.
+func TestRuleCostsByConnected(t *testing.T) {
+	few, many := newCity(200, 1), newCity(200, 1)
+	rule := func(names int) func(*city) {
+		return func(c *city) {
+			r := &networkingv1.DestinationRule{}
+			r.Spec.Host = "*"
+			r.Spec.TrafficPolicy = &v1alpha3.TrafficPolicy{Tls: &v1alpha3.ClientTLSSettings{Mode: v1alpha3.ClientTLSSettings_SIMPLE}}
+			for i := range names {
+				r.Spec.ExportTo = append(r.Spec.ExportTo, fmt.Sprintf("x%d", i))
+			}
+			c.DestinationRules.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "wide"}, r)
+		}
+	}
+	sameWork(t, "a rule", few, many, func(c *city) {
+		if c == few {
+			rule(1)(c)
+		} else {
+			rule(1000)(c)
+		}
+	})
+}
+
+// A pod's event touches as many rows in a large mesh as in a small one, whatever policies there are.
+func TestPodEventTouchesTheSame(t *testing.T) {
+	small, large := newRegion(10, 20, 5), newRegion(10, 1000, 5)
+	for _, c := range []*city{small, large} {
+		c.connect(7, 0)
+		for i := range c.namespaces * c.pods * 10 {
+			o := &securityv1.PeerAuthentication{}
+			o.Spec.Selector = &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": fmt.Sprintf("s%d", i)}}
+			o.Spec.Mtls = &v1beta1.PeerAuthentication_MutualTLS{Mode: v1beta1.PeerAuthentication_MutualTLS_STRICT}
+			c.PeerAuthentications.Set(mesh.ObjectKey{Cluster: "c1", Namespace: fmt.Sprintf("n%d", i%10), Name: fmt.Sprintf("p%d", i)}, o)
+		}
+		c.graph.Step()
+	}
+	sameWork(t, "a pod that ends", small, large, func(c *city) {
+		old, _ := c.Pods.Lookup(c.pod(7, 0))
+		o := old.DeepCopy()
+		o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1000, 0)}
+		c.Pods.Set(c.pod(7, 0), o)
+	})
+}
+
+// BenchmarkNewService is one service more in a mesh of many namespaces, in five of which clients are connected.
+func BenchmarkNewService(b *testing.B) {
+	b.Run("namespaces=400/services=4000/connected=5", func(b *testing.B) {
+		empty := heap()
+		c := newRegion(400, 4000, 1)
+		for s := range 5 {
+			c.connect(s, 0)
+		}
+		c.graph.Step()
+		held := heap() - empty
+		b.ReportAllocs()
+		n, began := 4000, cpu(b)
+		for b.Loop() {
+			c.build(n)
+			c.graph.Step()
+			n++
+		}
+		b.ReportMetric(float64((cpu(b)-began).Milliseconds())/float64(b.N), "cpu-ms/op")
+		b.ReportMetric(float64(held>>20), "heap-MB")
+		runtime.KeepAlive(c)
+	})
+}
+
+// heap is what is in use after a collection.
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// cpu is the processor time that this process has used.
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // BenchmarkReadiness is one pod's readiness: from the object to what a server publishes.

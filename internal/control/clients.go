@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"strings"
-	"sync"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -18,14 +17,14 @@ import (
 // client is what the plane remembers of an admitted proxy. The node that it was made of may be large.
 type client struct {
 	caller    identity.Caller
-	scope     resolve.Scope
+	workload  mesh.WorkloadKey
 	proxyType string // sidecar, router, …
 	version   string // of its agent
 	proxy     bool   // not a tool that speaks the protocol
 }
 
-func newClient(caller identity.Caller, n xds.Node, scope resolve.Scope) *client {
-	c := &client{caller: caller, scope: scope, version: n.Meta("ISTIO_VERSION"), proxy: n.HasMeta("PROXY_CONFIG")}
+func newClient(caller identity.Caller, n xds.Node, workload mesh.WorkloadKey) *client {
+	c := &client{caller: caller, workload: workload, version: n.Meta("ISTIO_VERSION"), proxy: n.HasMeta("PROXY_CONFIG")}
 	c.version = c.version[:min(len(c.version), maxVersion)]
 	c.proxyType, _, _ = strings.Cut(n.ID(), "~")
 	return c
@@ -42,9 +41,6 @@ type clients struct {
 	gate     *identity.Gate
 	pipeline *Pipeline
 	debug    *debug
-
-	mu      sync.Mutex // guards streams
-	streams map[mesh.WorkloadKey]int
 }
 
 // admit is xds.Options.Admit.
@@ -80,12 +76,13 @@ func (s *clients) enter(ctx context.Context, call *identity.Call, h xds.Hello) (
 	if caller.Debug {
 		return &xds.Session{ID: "debug/" + call.Peer, Meta: &client{caller: caller}, Ask: ask}, nil
 	}
-	c := newClient(caller, h.Node, s.scope(caller, h.Node))
-	s.hold(ctx, c.scope.Workload)
+	said := clientOf(caller, h.Node)
+	c := newClient(caller, h.Node, said.Workload)
+	s.pipeline.Connect(ctx, said)
 	id := call.Node.Name()
 	return &xds.Session{
 		ID: id, Meta: c, Ask: ask,
-		Groups:  func() ([]xds.Group, xds.Group) { return s.pipeline.Groups(c.scope) },
+		Groups:  func() ([]xds.Group, xds.Group) { return s.pipeline.Groups(c.workload) },
 		Confirm: func() error { return s.confirm(caller) },
 		OnNack: func(typeURL, version, detail string, origins []string) {
 			s.rejected(ctx, rejection{client: id, typeURL: typeURL, version: version, detail: detail, origins: origins})
@@ -112,33 +109,20 @@ func errLeft(namespace string, id mesh.ID) error {
 	return status.Errorf(codes.PermissionDenied, "namespace %s has left mesh %s; restart the pod", namespace, id)
 }
 
-// hold keeps what a client says of itself until the last of its streams ends. The pod may never be seen: a stream whose
-// groups were taken from a claim that another one's end removed is moved, and claims anew.
-func (s *clients) hold(ctx context.Context, k mesh.WorkloadKey) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.streams == nil {
-		s.streams = map[mesh.WorkloadKey]int{}
+// clientOf is what a proxy says of itself, and translation may know. The Pod says it better; labels, ports and addresses of
+// the node's metadata serve only until the plane's watch has delivered the Pod.
+func clientOf(caller identity.Caller, n xds.Node) resolve.Client {
+	id := strings.Split(n.ID(), "~")
+	addresses := strings.Split(n.Meta("INSTANCE_IPS"), ",")
+	if len(id) > 1 {
+		addresses = append(addresses, id[1])
 	}
-	s.streams[k]++
-	context.AfterFunc(ctx, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.streams[k]--; s.streams[k] == 0 {
-			delete(s.streams, k)
-			s.pipeline.claims.Delete(k)
-		}
-	})
-}
-
-// scope is what translation may know of a proxy. The Pod says it; labels and ports of the node's metadata serve inbound
-// matching only until the plane's watch has delivered the Pod.
-func (s *clients) scope(caller identity.Caller, n xds.Node) resolve.Scope {
-	return resolve.Scope{
-		Mesh:     s.pipeline.Mesh(),
-		Workload: mesh.WorkloadKey{Cluster: caller.Cluster, Kind: mesh.KindPod, Namespace: caller.Identity.Namespace, Name: caller.Pod},
-		Labels:   n.MetaStrings("LABELS", maxLabels),
-		Ports:    ingest.PodPorts(n.Meta("POD_PORTS")),
+	return resolve.Client{
+		Workload:  mesh.WorkloadKey{Cluster: caller.Cluster, Kind: mesh.KindPod, Namespace: caller.Identity.Namespace, Name: caller.Pod},
+		Kind:      resolve.Kind(id[0]),
+		Labels:    n.MetaStrings("LABELS", maxLabels),
+		Ports:     ingest.PodPorts(n.Meta("POD_PORTS")),
+		Addresses: addresses,
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	statusv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
@@ -32,7 +33,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/obs"
-	"github.com/heddle-mesh/heddle/internal/resolve"
 	"github.com/heddle-mesh/heddle/internal/xds"
 	"github.com/heddle-mesh/heddle/internal/xds/xdstest"
 )
@@ -257,7 +257,7 @@ func read(t *testing.T, n *corev3.Node) xds.Node {
 
 // The four ways in which a client and what it was sent may stand to each other have names that istioctl knows.
 func TestSyncNames(t *testing.T) {
-	session := &xds.Session{ID: proxyID, Meta: newClient(identity.Caller{}, read(t, nodeOf(t, "shop", "cart-1")), resolve.Scope{})}
+	session := &xds.Session{ID: proxyID, Meta: newClient(identity.Caller{}, read(t, nodeOf(t, "shop", "cart-1")), mesh.WorkloadKey{})}
 	for sync, want := range map[xds.Sync]string{xds.NotSent: "NOT_SENT", xds.Synced: "SYNCED", xds.Stale: "STALE", xds.Rejected: "ERROR"} {
 		got := syncStatus(xds.ClientStatus{Session: session, Types: []xds.TypeStatus{{URL: clusterType, Sync: sync, Error: "text"}}})
 		if s := got.GetGenericXdsConfigs()[0]; s.GetConfigStatus().String() != want {
@@ -356,50 +356,42 @@ func TestMayAsk(t *testing.T) {
 	}
 }
 
-// What a client says of itself is kept until the last of its streams ends, though its pod is never seen.
-func TestClaimsEnd(t *testing.T) {
+// A client counts as connected until the last of its streams has ended, and a while longer: one that comes back finds what was
+// made for it.
+func TestPresence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld("one")
-		w.set(&heddlev1alpha1.Membership{
-			ObjectMeta: metav1.ObjectMeta{Name: "shop"}, Spec: heddlev1alpha1.MembershipSpec{Namespace: "shop", Phase: heddlev1alpha1.Member},
-		}, false)
-		s := &clients{pipeline: w.Pipeline}
-		scope := s.scope(identity.Caller{Cluster: "c1", Pod: "cart-1", Identity: mesh.Identity{Namespace: "shop"}}, read(t, nodeOf(t, "shop", "cart-1")))
 		stream := func() context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
-			s.hold(ctx, scope.Workload)
-			w.Groups(scope)
+			w.Connect(ctx, clientOf(identity.Caller{Cluster: "c1", Pod: "cart-1", Identity: mesh.Identity{Namespace: "shop"}}, read(t, nodeOf(t, "shop", "cart-1"))))
 			return cancel
 		}
-		claims := func(want int) {
+		connected := func(want int) {
 			t.Helper()
 			synctest.Wait()
 			w.graph.Step()
-			if all := w.claims.All(); len(all) != want {
-				t.Errorf("claims are %v, want %d", all, want)
+			if all := w.presence.source.All(); len(all) != want {
+				t.Errorf("connected are %v, want %d", all, want)
 			}
 		}
 		first := stream()
-		claims(1)
+		connected(1)
 		second := stream()
 		first()
-		claims(1)
+		time.Sleep(2 * lingers)
+		connected(1)
 		second()
-		claims(0)
-		if len(s.streams) > 0 {
-			t.Errorf("streams are %v", s.streams)
-		}
-
+		time.Sleep(lingers - time.Second)
+		connected(1)
 		third := stream()
-		claims(1)
+		time.Sleep(2 * lingers)
+		connected(1)
 		third()
-		synctest.Wait()
-		fourth := stream() // finds what is about to go
-		claims(0)
-		w.Groups(scope) // as it is moved now
-		claims(1)
-		fourth()
-		claims(0)
+		time.Sleep(lingers + time.Second)
+		connected(0)
+		if len(w.presence.streams)+len(w.presence.leaving) > 0 {
+			t.Errorf("streams are %v, leaving %v", w.presence.streams, w.presence.leaving)
+		}
 	})
 }
 

@@ -123,7 +123,7 @@ func newLab(t *testing.T, delta bool) *lab {
 	}
 	l.debug = &debug{options: options, pipeline: l.Pipeline, meters: l.graph.Meters}
 	admission := &clients{
-		gate: gate, pipeline: l.Pipeline, debug: l.debug, streams: map[mesh.WorkloadKey]int{},
+		gate: gate, pipeline: l.Pipeline, debug: l.debug,
 		rejected: func(context.Context, rejection) {}, // seen in syncz
 	}
 	l.server = xds.NewServer(xds.Options{Log: options.Log, Types: served, Admit: admission.admit})

@@ -58,12 +58,18 @@ type Pipeline struct {
 	system   string
 	revision string
 
-	tables      resolve.Tables
-	findings    []*graph.Table[findingKey, mesh.Finding]
-	claims      *graph.Source[mesh.WorkloadKey, mesh.Workload] // what clients say of themselves, until their pods are known
-	inbound     *graph.Table[mesh.WorkloadKey, resolve.InboundSpec]
-	provisional *graph.Table[mesh.WorkloadKey, resolve.InboundSpec]
-	placed      []placement
+	tables   resolve.Tables
+	findings []*graph.Table[findingKey, mesh.Finding]
+	presence presence
+	scopes   *graph.Table[mesh.WorkloadKey, resolve.Scope]
+	proxies  *graph.Table[mesh.WorkloadKey, proxy]
+	placed   []placement
+}
+
+// proxy is what a connected client holds: decided in one row, so that nobody puts it together of two revisions.
+type proxy struct {
+	layers  []resolve.Layer
+	inbound resolve.InboundKey // empty: a pod in its node's network has no inbound side
 }
 
 // place is where a resource is: two groups may hold one name.
@@ -95,12 +101,12 @@ func NewPipeline(g *graph.Graph, o Options) *Pipeline {
 		PeerAuthentications: graph.NewSource[mesh.ObjectKey, *securityv1.PeerAuthentication](g, "source.peerauthentications", same),
 		DestinationRules:    graph.NewSource[mesh.ObjectKey, *networkingv1.DestinationRule](g, "source.destinationrules", same),
 	}
-	p.claims = graph.NewSource[mesh.WorkloadKey, mesh.Workload](g, "source.claims", nil)
+	p.presence.source = graph.NewSource[mesh.WorkloadKey, resolve.Client](g, "source.clients", nil)
 	p.records(g)
 	p.clusters(g)
 	p.listeners(g)
 	p.routes(g)
-	p.proxies(g)
+	p.sides(g)
 	return p
 }
 
@@ -144,6 +150,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 				emit(w.Key, w)
 			}
 		})
+	p.inUse(g)
 	// While a slice is split its endpoints may be in two.
 	endpoints := graph.Derive(g, "endpoints", p.EndpointSlices.Table,
 		graph.TableOptions[mesh.Endpoint]{Prefer: func(a, b mesh.Endpoint) bool { return a.Ready && !b.Ready }},
@@ -163,6 +170,27 @@ func (p *Pipeline) records(g *graph.Graph) {
 	rules := parsed(p, g, "rules", p.DestinationRules.Table, ingest.Rule)
 	policies := parsed(p, g, "policies", p.PeerAuthentications.Table, ingest.PeerPolicy)
 	p.indexes(g, endpoints, rules, policies)
+}
+
+// inUse builds the scopes of connected clients, and the layers for which something is made.
+func (p *Pipeline) inUse(g *graph.Graph) {
+	t := &p.tables
+	p.scopes = graph.Derive(g, "scopes.clients", p.presence.source.Table, graph.TableOptions[resolve.Scope]{},
+		func(r *graph.Reader, k mesh.WorkloadKey, c resolve.Client, emit func(mesh.WorkloadKey, resolve.Scope)) {
+			if s, ok := resolve.ScopeOf(r, t, p.id, c); ok {
+				emit(k, s)
+			}
+		})
+	distinct := graph.Derive(g, "scopes", p.scopes, graph.TableOptions[struct{}]{},
+		func(_ *graph.Reader, _ mesh.WorkloadKey, s resolve.Scope, emit func(resolve.Scope, struct{})) {
+			emit(s, struct{}{})
+		})
+	t.Layers = graph.Derive(g, "layers", distinct, graph.TableOptions[struct{}]{},
+		func(_ *graph.Reader, s resolve.Scope, _ struct{}, emit func(resolve.Layer, struct{})) {
+			for _, l := range s.Layers() {
+				emit(l, struct{}{})
+			}
+		})
 }
 
 // reads is Serves for the kinds that may be meant for one revision only.
@@ -232,11 +260,39 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 	t.ByPort = graph.NewIndex(endpoints, "endpoints.port", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServicePort {
 		return []mesh.ServicePort{{Service: k.Service, Port: k.Port}}
 	})
-	t.ByHost = graph.NewIndex(rules, "rules.host", func(_ mesh.ObjectKey, r mesh.Rule) []string { return []string{r.Host} })
-	t.ByNS = graph.NewIndex(policies, "policies.namespace", func(_ mesh.ObjectKey, p mesh.PeerPolicy) []string { return []string{p.Namespace} })
+	t.ByLabel = graph.NewIndex(policies, "policies.label", func(_ mesh.ObjectKey, p mesh.PeerPolicy) []resolve.SelectorKey {
+		return resolve.PolicyKeys(p)
+	})
+	t.Peerings = graph.Derive(g, "peerings", t.Workloads, graph.TableOptions[resolve.Peering]{},
+		func(r *graph.Reader, k mesh.WorkloadKey, w mesh.Workload, emit func(mesh.WorkloadKey, resolve.Peering)) {
+			emit(k, resolve.PeeringFor(r, t, p.id, w))
+		})
+	byHost := graph.NewIndex(rules, "rules.host", func(_ mesh.ObjectKey, r mesh.Rule) []resolve.RulesKey {
+		return []resolve.RulesKey{{Host: r.Host, Namespace: r.Namespace}}
+	})
+	t.Rules = graph.Group(g, "rules.merged", byHost, graph.TableOptions[resolve.Rules]{},
+		func(r *graph.Reader, k resolve.RulesKey, rows []graph.Row[mesh.ObjectKey, mesh.Rule], emit func(resolve.RulesKey, resolve.Rules)) {
+			emit(k, resolve.RulesOf(r, t, p.id, k, rows))
+		})
+	t.ByHost = graph.NewIndex(t.Rules, "rules.own", func(k resolve.RulesKey, rs resolve.Rules) []string {
+		if rs.Own.Host == "" {
+			return nil
+		}
+		return []string{k.Host}
+	})
+	t.Reach = graph.Derive(g, "services.reach", t.Services, graph.TableOptions[[]string]{},
+		func(r *graph.Reader, k mesh.ServiceKey, s mesh.Service, emit func(mesh.ServiceKey, []string)) {
+			if reach := resolve.Reach(r, t, p.id, s.Export); len(reach) > 0 {
+				emit(k, reach)
+			}
+		})
+	t.Seen = graph.Derive(g, "services.seen", t.Services, graph.TableOptions[[]resolve.View]{},
+		func(r *graph.Reader, k mesh.ServiceKey, s mesh.Service, emit func(mesh.ServiceKey, []resolve.View)) {
+			emit(k, resolve.SeenOf(r, t, s))
+		})
 	t.Backends = graph.Group(g, "backends", t.ByService, graph.TableOptions[resolve.Backends]{},
 		func(r *graph.Reader, k mesh.ServiceKey, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint], emit func(mesh.ServiceKey, resolve.Backends)) {
-			emit(k, resolve.BackendsOf(r, t, p.id, rows))
+			emit(k, resolve.BackendsOf(r, t, rows))
 		})
 }
 
@@ -277,7 +333,7 @@ func (p *Pipeline) clusters(g *graph.Graph) {
 				proto.Message
 				GetName() string
 			}{envoy.Passthrough(), envoy.BlackHole()} {
-				emit(place{groupOf(resolve.Audience{Mesh: id}), m.GetName()}, seal(clusterType, m.GetName(), c.Ref.String(), m))
+				emit(place{groupOf(resolve.Layer{Mesh: id}), m.GetName()}, seal(clusterType, m.GetName(), c.Ref.String(), m))
 			}
 		}))
 }
@@ -289,7 +345,7 @@ func (p *Pipeline) placeEntries(g *graph.Graph, typeURL string, entries *graph.T
 	p.place(typeURL, graph.Derive(g, "placed."+typeURL[strings.LastIndexByte(typeURL, '.')+1:], entries, sealedOnce,
 		func(r *graph.Reader, e resolve.EntryKey, k resolve.ClusterKey, emit func(place, xds.Resource)) {
 			if res, ok := graph.Get(r, of, k); ok {
-				emit(place{groupOf(e.Audience), e.Name}, res)
+				emit(place{groupOf(e.Layer), e.Name}, res)
 			}
 		}))
 }
@@ -307,22 +363,26 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 		})
 	p.place(listenerType, graph.Derive(g, "rendered.listeners", specs, sealedOnce,
 		func(_ *graph.Reader, k resolve.ListenerKey, s resolve.ListenerSpec, emit func(place, xds.Resource)) {
-			emit(place{groupOf(k.Audience), k.Name}, seal(listenerType, s.Name, s.Ref.String(), envoy.Listener(s)))
+			emit(place{groupOf(k.Layer), k.Name}, seal(listenerType, s.Name, s.Ref.String(), envoy.Listener(s)))
 		}))
 }
 
 // routes builds route configurations. Those of a port are put together of virtual hosts that are rendered once for all.
 func (p *Pipeline) routes(g *graph.Graph) {
 	t := &p.tables
-	hosts := graph.Derive(g, "hosts", t.Services, graph.TableOptions[resolve.HostSpec]{},
-		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.HostKey, resolve.HostSpec)) {
+	hosts := graph.Derive(g, "hosts", t.Services, graph.TableOptions[resolve.Host]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.HostKey, resolve.Host)) {
 			resolve.Hosts(r, t, s, emit)
 		})
-	byPort := graph.NewIndex(hosts, "hosts.port", func(k resolve.HostKey, _ resolve.HostSpec) []resolve.PortKey {
+	byPort := graph.NewIndex(hosts, "hosts.port", func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
 		return []resolve.PortKey{{Port: k.Port, Client: k.Client}}
 	})
-	rendered := graph.Derive(g, "rendered.hosts", hosts, freshFragment,
-		func(_ *graph.Reader, k resolve.HostKey, s resolve.HostSpec, emit func(resolve.HostKey, []xds.Fragment)) {
+	distinct := graph.Derive(g, "hosts.distinct", hosts, graph.TableOptions[resolve.HostSpec]{},
+		func(_ *graph.Reader, _ resolve.HostKey, h resolve.Host, emit func(resolve.Content, resolve.HostSpec)) {
+			emit(h.ID, h.HostSpec)
+		})
+	rendered := graph.Derive(g, "rendered.hosts", distinct, freshFragment,
+		func(_ *graph.Reader, k resolve.Content, s resolve.HostSpec, emit func(resolve.Content, []xds.Fragment)) {
 			emit(k, fragments(virtualHosts, envoy.Host(s)))
 		})
 	catchAll := graph.Derive(g, "rendered.hosts.fixed", t.Config, freshFragment,
@@ -330,85 +390,119 @@ func (p *Pipeline) routes(g *graph.Graph) {
 			emit(id, fragments(virtualHosts, envoy.CatchAll(resolve.ProxyOf(c))))
 		})
 	keys := graph.Derive(g, "routes.keys", hosts, graph.TableOptions[struct{}]{},
-		func(_ *graph.Reader, k resolve.HostKey, _ resolve.HostSpec, emit func(resolve.RouteKey, struct{})) {
-			emit(resolve.RouteKey{Audience: resolve.Audience{Mesh: k.Service.Mesh, Namespace: k.Client}, Port: k.Port}, struct{}{})
+		func(_ *graph.Reader, k resolve.HostKey, _ resolve.Host, emit func(resolve.RouteKey, struct{})) {
+			emit(resolve.RouteKey{Layer: resolve.Layer{Mesh: k.Service.Mesh, Namespace: k.Client}, Port: k.Port}, struct{}{})
 		})
-	specs := graph.Derive(g, "routes", keys, graph.TableOptions[resolve.RouteSpec]{},
+	specs := graph.Derive(g, "routes", keys, sameContent[resolve.RouteSpec](),
 		func(r *graph.Reader, k resolve.RouteKey, _ struct{}, emit func(resolve.RouteKey, resolve.RouteSpec)) {
 			emit(k, resolve.Route(r, byPort, k))
 		})
-	p.place(routeType, graph.Derive(g, "composed.routes", specs, sealedOnce,
-		func(r *graph.Reader, k resolve.RouteKey, s resolve.RouteSpec, emit func(place, xds.Resource)) {
+	once(p, g, "routes", routeType, specs,
+		func(k resolve.RouteKey, s resolve.RouteSpec) place { return place{groupOf(k.Layer), s.Name} },
+		func(r *graph.Reader, s resolve.RouteSpec) xds.Resource {
 			var parts []xds.Fragment
 			for _, h := range s.Hosts {
 				f, _ := graph.Get(r, rendered, h)
 				parts = append(parts, f...)
 			}
-			last, _ := graph.Get(r, catchAll, k.Audience.Mesh)
-			emit(place{groupOf(k.Audience), s.Name},
-				compose(routeType, s.Name, strings.Join(s.Origins, ", "), envoy.Routes(s.Name), append(parts, last...)))
-		}))
+			last, _ := graph.Get(r, catchAll, p.id)
+			return compose(routeType, s.Name, strings.Join(s.Origins, ", "), envoy.Routes(s.Name), append(parts, last...))
+		})
 	sniffed := graph.Derive(g, "routes.sniffed", t.Services, graph.TableOptions[resolve.SniffedSpec]{},
 		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ListenerKey, resolve.SniffedSpec)) {
 			resolve.Sniffed(r, t, s, emit)
 		})
 	p.place(routeType, graph.Derive(g, "rendered.routes.sniffed", sniffed, sealedOnce,
 		func(_ *graph.Reader, k resolve.ListenerKey, s resolve.SniffedSpec, emit func(place, xds.Resource)) {
-			emit(place{groupOf(k.Audience), s.Name}, seal(routeType, s.Name, s.Host.Origin, envoy.Sniffed(s)))
+			emit(place{groupOf(k.Layer), s.Name}, seal(routeType, s.Name, s.Host.Origin, envoy.Sniffed(s)))
 		}))
 }
 
 // freshFragment: a fragment is made again only if its spec has changed, and then it differs.
 var freshFragment = graph.TableOptions[[]xds.Fragment]{Equal: func(_, _ []xds.Fragment) bool { return false }}
 
-// proxies builds what is particular to a workload's own proxy, shared by all workloads that accept the same. The inbound
-// side of a client whose pod is not known yet goes by what the client says of itself.
-func (p *Pipeline) proxies(g *graph.Graph) {
+// contents is a spec that stands for one content.
+type contents interface{ Content() resolve.Content }
+
+// sameContent spares the comparison of large specs field by field.
+func sameContent[S contents]() graph.TableOptions[S] {
+	return graph.TableOptions[S]{Equal: func(a, b S) bool { return a.Content() == b.Content() }}
+}
+
+// once builds the resources of specs, one for each content, whatever number of layers has it.
+func once[K comparable, S contents](p *Pipeline, g *graph.Graph, name, typeURL string, specs *graph.Table[K, S],
+	at func(K, S) place, render func(*graph.Reader, S) xds.Resource,
+) {
+	ids := graph.Derive(g, name+".contents", specs, graph.TableOptions[resolve.Content]{},
+		func(_ *graph.Reader, k K, s S, emit func(K, resolve.Content)) { emit(k, s.Content()) })
+	distinct := graph.Derive(g, name+".distinct", ids, sameContent[S](),
+		func(r *graph.Reader, k K, id resolve.Content, emit func(resolve.Content, S)) {
+			s, _ := graph.Get(r, specs, k)
+			emit(id, s)
+		})
+	composed := graph.Derive(g, "composed."+name, distinct, sealedOnce,
+		func(r *graph.Reader, id resolve.Content, s S, emit func(resolve.Content, xds.Resource)) {
+			emit(id, render(r, s))
+		})
+	p.place(typeURL, graph.Derive(g, "placed."+name, ids, sealedOnce,
+		func(r *graph.Reader, k K, id resolve.Content, emit func(place, xds.Resource)) {
+			s, _ := graph.Get(r, specs, k)
+			if res, ok := graph.Get(r, composed, id); ok {
+				emit(at(k, s), res)
+			}
+		}))
+}
+
+// sides builds what is particular to a client's workload: its inbound side, shared by all that accept the same. That of a
+// client whose pod is not known yet goes by what the client says of itself.
+func (p *Pipeline) sides(g *graph.Graph) {
 	t := &p.tables
-	p.inbound = graph.Derive(g, "inbound", t.Workloads, graph.TableOptions[resolve.InboundSpec]{},
-		func(r *graph.Reader, k mesh.WorkloadKey, w mesh.Workload, emit func(mesh.WorkloadKey, resolve.InboundSpec)) {
+	inbound := graph.Derive(g, "inbound", p.scopes, graph.TableOptions[resolve.InboundSpec]{},
+		func(r *graph.Reader, k mesh.WorkloadKey, _ resolve.Scope, emit func(mesh.WorkloadKey, resolve.InboundSpec)) {
+			w, known := graph.Get(r, t.Workloads, k)
+			if !known {
+				c, _ := graph.Get(r, p.presence.source.Table, k)
+				w = mesh.Workload{Key: k, Labels: c.Labels, Ports: c.Ports, Addresses: c.Addresses}
+			}
 			if !w.HostNetwork {
 				emit(k, resolve.Inbound(r, t, p.id, w))
 			}
 		})
-	p.provisional = graph.Derive(g, "provisional", p.claims.Table, graph.TableOptions[resolve.InboundSpec]{},
-		func(r *graph.Reader, k mesh.WorkloadKey, w mesh.Workload, emit func(mesh.WorkloadKey, resolve.InboundSpec)) {
-			if _, known := graph.Get(r, t.Workloads, k); !known && p.tables.Serves(r, k.Namespace) {
-				emit(k, resolve.Inbound(r, t, p.id, w))
+	p.proxies = graph.Derive(g, "proxies", p.scopes, graph.TableOptions[proxy]{},
+		func(r *graph.Reader, k mesh.WorkloadKey, s resolve.Scope, emit func(mesh.WorkloadKey, proxy)) {
+			own := proxy{layers: s.Layers()}
+			if side, ok := graph.Get(r, inbound, k); ok {
+				own.inbound = side.Key()
 			}
+			emit(k, own)
 		})
-	p.inboundSide(g, "inbound", p.inbound)
-	p.inboundSide(g, "provisional", p.provisional)
-}
-
-func (p *Pipeline) inboundSide(g *graph.Graph, name string, from *graph.Table[mesh.WorkloadKey, resolve.InboundSpec]) {
-	specs := graph.Derive(g, name+".specs", from, graph.TableOptions[resolve.InboundSpec]{},
+	specs := graph.Derive(g, "inbound.specs", inbound, graph.TableOptions[resolve.InboundSpec]{},
 		func(_ *graph.Reader, _ mesh.WorkloadKey, s resolve.InboundSpec, emit func(resolve.InboundKey, resolve.InboundSpec)) {
 			emit(s.Key(), s)
 		})
-	ports := graph.Derive(g, name+".ports", specs, graph.TableOptions[struct{}]{},
+	ports := graph.Derive(g, "inbound.ports", specs, graph.TableOptions[struct{}]{},
 		func(_ *graph.Reader, _ resolve.InboundKey, s resolve.InboundSpec, emit func(resolve.InboundPort, struct{})) {
 			for _, port := range s.Ports {
 				emit(port, struct{}{})
 			}
 		})
-	chains := graph.Derive(g, "rendered."+name+".chains", ports, freshFragment,
+	chains := graph.Derive(g, "rendered.inbound.chains", ports, freshFragment,
 		func(r *graph.Reader, k resolve.InboundPort, _ struct{}, emit func(resolve.InboundPort, []xds.Fragment)) {
-			emit(k, fragments(filterChains, envoy.InboundChains(k, resolve.ProxyOf(p.tables.ConfigOf(r, p.id)))...))
+			emit(k, fragments(filterChains, envoy.InboundChains(k, resolve.ProxyOf(t.ConfigOf(r, p.id)))...))
 		})
-	p.place(listenerType, graph.Derive(g, "composed."+name, specs, sealedOnce,
+	p.place(listenerType, graph.Derive(g, "composed.inbound", specs, sealedOnce,
 		func(r *graph.Reader, k resolve.InboundKey, s resolve.InboundSpec, emit func(place, xds.Resource)) {
-			proxy := resolve.ProxyOf(p.tables.ConfigOf(r, p.id))
+			config := t.ConfigOf(r, p.id)
 			var parts []xds.Fragment
 			for _, port := range s.Ports {
 				f, _ := graph.Get(r, chains, port)
 				parts = append(parts, f...)
 			}
-			in, out := envoy.InboundListener(s, proxy), envoy.VirtualOutbound(proxy, s.IPv6)
-			emit(place{inboundGroup(name, p.id, k), in.GetName()}, compose(listenerType, in.GetName(), origin(s, p.tables.ConfigOf(r, p.id)), in, parts))
-			emit(place{inboundGroup(name, p.id, k), out.GetName()}, seal(listenerType, out.GetName(), p.tables.ConfigOf(r, p.id).Ref.String(), out))
+			in, out := envoy.InboundListener(s, resolve.ProxyOf(config)), envoy.VirtualOutbound(resolve.ProxyOf(config), s.IPv6)
+			emit(place{inboundGroup(p.id, k), in.GetName()}, compose(listenerType, in.GetName(), origin(s, config), in, parts))
+			emit(place{inboundGroup(p.id, k), out.GetName()}, seal(listenerType, out.GetName(), config.Ref.String(), out))
 		}))
-	p.place(clusterType, graph.Derive(g, "rendered."+name+".clusters", specs, sealedOnce,
+	p.place(clusterType, graph.Derive(g, "rendered.inbound.clusters", specs, sealedOnce,
 		func(r *graph.Reader, k resolve.InboundKey, s resolve.InboundSpec, emit func(place, xds.Resource)) {
 			for _, port := range s.Ports {
 				target := port.Port
@@ -416,7 +510,7 @@ func (p *Pipeline) inboundSide(g *graph.Graph, name string, from *graph.Table[me
 					target = 0
 				}
 				c := envoy.Inbound(target, s.IPv6)
-				emit(place{inboundGroup(name, p.id, k), c.GetName()}, seal(clusterType, c.GetName(), origin(s, p.tables.ConfigOf(r, p.id)), c))
+				emit(place{inboundGroup(p.id, k), c.GetName()}, seal(clusterType, c.GetName(), origin(s, t.ConfigOf(r, p.id)), c))
 			}
 		}))
 }
@@ -433,12 +527,12 @@ func origin(s resolve.InboundSpec, c mesh.Config) string {
 	return strings.Join(names, ", ")
 }
 
-func groupOf(a resolve.Audience) xds.Group {
-	return xds.Group("audience/" + string(a.Mesh) + "/" + a.Namespace)
+func groupOf(l resolve.Layer) xds.Group {
+	return xds.Group("layer/" + string(l.Mesh) + "/" + l.Namespace)
 }
 
-func inboundGroup(side string, id mesh.ID, k resolve.InboundKey) xds.Group {
-	return xds.Group(side + "/" + string(id) + "/" + string(k))
+func inboundGroup(id mesh.ID, k resolve.InboundKey) xds.Group {
+	return xds.Group("inbound/" + string(id) + "/" + string(k))
 }
 
 // seal and compose panic for what Envoy would refuse whole. The graph logs that and keeps the row's last output.
@@ -500,37 +594,27 @@ func (p *Pipeline) Changes() []xds.Change {
 // toCome is the group of a workload's inbound side that is yet to be made; no group has this name.
 const toCome xds.Group = "inbound to come"
 
-// Groups returns what a client of the scope holds, later ones winning by name, and which of it is needed: its inbound
-// side. If its workload is not known, that follows, with a Moved, made of what the scope says itself. Safe for concurrent use.
-func (p *Pipeline) Groups(s resolve.Scope) (out []xds.Group, needs xds.Group) {
-	for _, a := range resolve.Holdings(s) {
-		out = append(out, groupOf(a))
+// Groups returns what a connected client holds, later ones winning by name, and which of it is needed: its inbound side. Until
+// the round has come that takes the client in, that is to come, with a Moved. Safe for concurrent use.
+func (p *Pipeline) Groups(k mesh.WorkloadKey) (out []xds.Group, needs xds.Group) {
+	own, ok := p.proxies.Lookup(k)
+	if !ok {
+		return nil, toCome
 	}
-	if spec, ok := p.inbound.Lookup(s.Workload); ok {
-		own := inboundGroup("inbound", p.id, spec.Key())
-		return append(out, own), own
+	for _, l := range own.layers {
+		out = append(out, groupOf(l))
 	}
-	if spec, ok := p.provisional.Lookup(s.Workload); ok {
-		own := inboundGroup("provisional", p.id, spec.Key())
-		return append(out, own), own
+	if own.inbound == "" {
+		return out, ""
 	}
-	if _, known := p.Workload(s.Workload); known || s.Workload.Name == "" {
-		return out, "" // a pod in its node's network has no inbound side
-	}
-	p.claims.Set(s.Workload, mesh.Workload{Key: s.Workload, Labels: s.Labels, Ports: s.Ports})
-	return out, toCome
+	needs = inboundGroup(p.id, own.inbound)
+	return append(out, needs), needs
 }
 
 // Moved returns the workloads whose Groups the round changed. Valid inside OnPublish only.
 func (p *Pipeline) Moved() []mesh.WorkloadKey {
 	var out []mesh.WorkloadKey
-	for _, c := range p.inbound.Changed() {
-		out = append(out, c.Key)
-		if _, claimed := p.claims.Lookup(c.Key); claimed && c.Has {
-			p.claims.Delete(c.Key)
-		}
-	}
-	for _, c := range p.provisional.Changed() {
+	for _, c := range p.proxies.Changed() {
 		out = append(out, c.Key)
 	}
 	return out

@@ -85,6 +85,12 @@ func newWorld(id mesh.ID) *world {
 	return w
 }
 
+// arrival is a client that connects, as an object of a world; removed, it leaves.
+type arrival struct {
+	metav1.ObjectMeta
+	addresses []string
+}
+
 // set stages an object, or its removal.
 func (w *world) set(o metav1.Object, remove bool) {
 	switch o := o.(type) {
@@ -102,6 +108,13 @@ func (w *world) set(o metav1.Object, remove bool) {
 		stage(w.PeerAuthentications, o, remove)
 	case *networkingv1.DestinationRule:
 		stage(w.DestinationRules, o, remove)
+	case *arrival:
+		k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: o.Namespace, Name: o.Name}
+		if remove {
+			w.presence.source.Delete(k)
+		} else {
+			w.presence.source.Set(k, resolve.Client{Workload: k, Labels: o.Labels, Addresses: o.addresses})
+		}
 	}
 }
 
@@ -114,11 +127,19 @@ func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], o P, remove bool
 	}
 }
 
+// connect has a pod's proxy count as connected.
+func (w *world) connect(namespace, pod string, addresses ...string) mesh.WorkloadKey {
+	k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: namespace, Name: pod}
+	w.presence.source.Set(k, resolve.Client{Workload: k, Addresses: addresses})
+	return k
+}
+
 // client returns by type what a pod's proxy holds.
-func (w *world) client(namespace, pod string) map[string]map[string]xds.Resource {
+func (w *world) client(namespace, pod string, addresses ...string) map[string]map[string]xds.Resource {
+	k := w.connect(namespace, pod, addresses...)
+	w.graph.Step()
 	out := map[string]map[string]xds.Resource{clusterType: {}, assignmentType: {}, listenerType: {}, routeType: {}}
-	scope := resolve.Scope{Mesh: w.Mesh(), Workload: mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: namespace, Name: pod}}
-	groups, _ := w.Groups(scope)
+	groups, _ := w.Groups(k)
 	for _, g := range groups {
 		for typ, resources := range w.held[g] {
 			for name, r := range resources {
@@ -258,7 +279,10 @@ func load(t *testing.T, file string) (*txtar.Archive, *world, map[string]map[str
 		t.Fatal(err)
 	}
 	w := newWorld("a")
-	var client struct{ Namespace, Pod string }
+	var client struct {
+		Namespace, Pod string
+		Addresses      []string
+	}
 	for _, f := range a.Files {
 		switch f.Name {
 		case "objects.yaml":
@@ -276,7 +300,7 @@ func load(t *testing.T, file string) (*txtar.Archive, *world, map[string]map[str
 		}
 	}
 	w.graph.Step()
-	return a, w, w.client(client.Namespace, client.Pod)
+	return a, w, w.client(client.Namespace, client.Pod, client.Addresses...)
 }
 
 // views are the ways to print what a client holds.

@@ -10,10 +10,10 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// EntryKey is the name of a cluster, and of its assignment, in an audience.
+// EntryKey is the name of a cluster, and of its assignment, in a layer.
 type EntryKey struct {
-	Audience Audience
-	Name     string
+	Layer Layer
+	Name  string
 }
 
 // ClusterKey names a variant of a cluster, and of its assignment.
@@ -29,13 +29,14 @@ func (k ClusterKey) Name() string {
 	return fmt.Sprintf("outbound|%d|%s|%s", k.Port, k.Subset, k.Service.Host)
 }
 
-// Entries emits the clusters of a service under each audience that holds them.
+// Entries emits the clusters of a service in each layer that holds them.
 func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, ClusterKey)) {
-	for _, v := range views(r, t, s) {
+	seen, _ := graph.Get(r, t.Seen, s.Key)
+	for _, v := range seen {
 		for _, p := range s.Ports {
-			for _, subset := range append([]mesh.Subset{{}}, v.rule.Subsets...) {
-				k := ClusterKey{Service: s.Key, Port: p.Number, Subset: subset.Name, Client: v.client}
-				emit(EntryKey{Audience{s.Key.Mesh, v.client}, k.Name()}, k)
+			for _, subset := range append([]mesh.Subset{{}}, v.Rule.Subsets...) {
+				k := ClusterKey{Service: s.Key, Port: p.Number, Subset: subset.Name, Client: v.Client}
+				emit(EntryKey{Layer{s.Key.Mesh, v.Client}, k.Name()}, k)
 			}
 		}
 	}
@@ -80,7 +81,7 @@ func Cluster(r *graph.Reader, t *Tables, k ClusterKey) (ClusterSpec, bool) {
 		return ClusterSpec{}, false
 	}
 	c := t.ConfigOf(r, k.Service.Mesh)
-	rule := ruleFor(matching(r, t, s.Key.Host), k.Client, s.Key.Namespace, c.RootNamespace)
+	rule := ruleFor(r, t, k)
 	origin := s.Ref.String()
 	if rule.Host != "" {
 		origin += ", " + rule.Ref.String()
@@ -89,6 +90,16 @@ func Cluster(r *graph.Reader, t *Tables, k ClusterKey) (ClusterSpec, bool) {
 		Name: k.Name(), Service: k.Service, Label: s.Name, Port: k.Port, Subset: k.Subset, Protocol: port.Protocol,
 		Headless: s.Headless, TLS: tlsOf(r, t, c, s, k, rule.TLS(k.Port, k.Subset)), Rule: rule.Ref, Origin: origin,
 	}, true
+}
+
+func ruleFor(r *graph.Reader, t *Tables, k ClusterKey) mesh.Rule {
+	seen, _ := graph.Get(r, t.Seen, k.Service)
+	for _, v := range seen {
+		if v.Client == k.Client {
+			return v.Rule
+		}
+	}
+	return mesh.Rule{}
 }
 
 func servicePort(r *graph.Reader, t *Tables, k ClusterKey) (mesh.Service, mesh.Port, bool) {
@@ -155,8 +166,7 @@ type Backends struct {
 }
 
 // BackendsOf gathers the backends of a service from its endpoints.
-func BackendsOf(r *graph.Reader, t *Tables, id mesh.ID, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
-	root := t.ConfigOf(r, id).RootNamespace
+func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
 	accounts, addresses := map[string]bool{}, map[string]bool{}
 	plain := false
 	for _, row := range rows {
@@ -165,7 +175,7 @@ func BackendsOf(r *graph.Reader, t *Tables, id mesh.ID, rows []graph.Row[mesh.En
 		switch {
 		case known:
 			accounts[w.Identity.String()] = true
-			plain = plain || !mutual(r, t, root, w, row.Key.Target)
+			plain = plain || !mutual(r, t, w, row.Key.Target)
 		case row.Val.Workload == mesh.WorkloadKey{}:
 			plain = true
 		default: // a pod that has ended, or is yet to be seen: it says nothing about the others
@@ -176,8 +186,9 @@ func BackendsOf(r *graph.Reader, t *Tables, id mesh.ID, rows []graph.Row[mesh.En
 	return b
 }
 
-func mutual(r *graph.Reader, t *Tables, root string, w mesh.Workload, port uint32) bool {
-	return w.TLS && peering(r, t, root, w).At(port) != mesh.PeerDisable
+func mutual(r *graph.Reader, t *Tables, w mesh.Workload, port uint32) bool {
+	p, _ := graph.Get(r, t.Peerings, w.Key)
+	return w.TLS && p.At(port) != mesh.PeerDisable
 }
 
 // behind returns the workload that has an endpoint's address. What the endpoint says of its workload counts only if the
@@ -222,8 +233,7 @@ func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool)
 	if !ok || s.Headless {
 		return AssignmentSpec{}, false
 	}
-	root := t.ConfigOf(r, k.Service.Mesh).RootNamespace
-	rule := ruleFor(matching(r, t, s.Key.Host), k.Client, s.Key.Namespace, root)
+	rule := ruleFor(r, t, k)
 	var labels map[string]string
 	if i := slices.IndexFunc(rule.Subsets, func(s mesh.Subset) bool { return s.Name == k.Subset }); i >= 0 {
 		labels = rule.Subsets[i].Labels
@@ -239,7 +249,7 @@ func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool)
 		w, known := behind(r, t, row.Val)
 		if known {
 			locality = w.Locality
-			spec.Mutual = forced || mutual(r, t, root, w, row.Key.Target)
+			spec.Mutual = forced || mutual(r, t, w, row.Key.Target)
 			spec.Workload = strings.Join([]string{w.Owner, w.Key.Namespace, w.App, w.Revision, string(w.Key.Cluster)}, ";")
 		}
 		// The kubelet ends the applications while the EndpointSlice is still to be written.

@@ -38,7 +38,7 @@ func (s InboundSpec) Key() InboundKey {
 // Inbound gathers what the proxy of a workload accepts: on the ports behind its services by their protocol, the oldest
 // service first, and whatever comes on others.
 func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpec {
-	p := peering(r, t, t.ConfigOf(r, id).RootNamespace, w)
+	p := PeeringFor(r, t, id, w)
 	ports := map[uint32]InboundPort{0: {Mode: p.Mode}}
 	for port, mode := range p.Ports {
 		if !mesh.ProxyPort(port) {
@@ -85,6 +85,5 @@ func SelectorKeys(s mesh.Service) []SelectorKey {
 	if len(s.Selector) == 0 {
 		return nil
 	}
-	first := slices.Min(slices.Collect(maps.Keys(s.Selector)))
-	return []SelectorKey{{s.Key.Namespace, first, s.Selector[first]}}
+	return []SelectorKey{selectorKey(s.Key.Namespace, s.Selector)}
 }

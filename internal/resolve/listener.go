@@ -8,10 +8,10 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// ListenerKey is a listener's name in an audience.
+// ListenerKey is a listener's name in a layer.
 type ListenerKey struct {
-	Audience Audience
-	Name     string
+	Layer Layer
+	Name  string
 }
 
 // ListenerSpec is all that an outbound listener depends on.
@@ -46,7 +46,7 @@ func Listeners(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey
 	for _, client := range audiences(r, t, s) {
 		add := func(spec ListenerSpec, address string) {
 			spec.Name = fmt.Sprintf("%s_%d", address, spec.Port)
-			emit(ListenerKey{Audience{s.Key.Mesh, client}, spec.Name}, spec)
+			emit(ListenerKey{Layer{s.Key.Mesh, client}, spec.Name}, spec)
 		}
 		for _, p := range s.Ports {
 			spec := ListenerSpec{Object: s.Object, Port: p.Number, Protocol: p.Protocol, Proxy: proxy}
@@ -75,20 +75,6 @@ func Listeners(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey
 			}
 		}
 	}
-}
-
-// audiences returns the client namespaces that see a service; the empty one is all.
-func audiences(r *graph.Reader, t *Tables, s mesh.Service) []string {
-	if s.Export.All {
-		return []string{""}
-	}
-	var out []string
-	for _, ns := range s.Export.Namespaces {
-		if t.Serves(r, ns) {
-			out = append(out, ns)
-		}
-	}
-	return out
 }
 
 func sniffedRoute(s mesh.Service, p mesh.Port) string {

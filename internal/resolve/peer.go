@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -61,13 +62,23 @@ func oldest(policies []mesh.PeerPolicy, applies func(mesh.PeerPolicy) bool) (bes
 	return best, ok
 }
 
-func peering(r *graph.Reader, t *Tables, root string, w mesh.Workload) Peering {
-	policies := func(namespace string) []mesh.PeerPolicy {
-		var out []mesh.PeerPolicy
-		for _, row := range graph.Find(r, t.ByNS, namespace) {
-			out = append(out, row.Val)
+// PeeringFor returns what the proxy of a workload accepts. It looks at the policies only that may be for it.
+func PeeringFor(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) Peering {
+	var root, own []mesh.PeerPolicy
+	find := func(to *[]mesh.PeerPolicy, k SelectorKey) {
+		for _, row := range graph.Find(r, t.ByLabel, k) {
+			*to = append(*to, row.Val)
 		}
-		return out
 	}
-	return PeeringOf(policies(root), policies(w.Key.Namespace), w.Labels)
+	find(&root, SelectorKey{Namespace: t.ConfigOf(r, id).RootNamespace})
+	find(&own, SelectorKey{Namespace: w.Key.Namespace})
+	for _, label := range slices.Sorted(maps.Keys(w.Labels)) {
+		find(&own, SelectorKey{w.Key.Namespace, label, w.Labels[label]})
+	}
+	return PeeringOf(root, own, w.Labels)
+}
+
+// PolicyKeys returns under what ByLabel finds a policy.
+func PolicyKeys(p mesh.PeerPolicy) []SelectorKey {
+	return []SelectorKey{selectorKey(p.Namespace, p.Selector)}
 }

@@ -1,36 +1,17 @@
-// Package resolve decides which names each audience of a mesh holds, and gathers for each name everything that its message
+// Package resolve decides which names each set of clients holds, and gathers for each name everything that its message
 // depends on. What it returns are specs: plain values of which a renderer makes messages without looking anything up.
 package resolve
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"maps"
 	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
-
-// Audience is a set of clients that are told the same: all of a mesh, or those of one of its namespaces.
-type Audience struct {
-	Mesh      mesh.ID
-	Namespace string // empty: all
-}
-
-// Scope is what translation may know of a client.
-type Scope struct {
-	Mesh     mesh.ID
-	Workload mesh.WorkloadKey
-	// Labels and Ports, by name, are what the client says of itself. They serve its inbound side until the workload is known.
-	Labels map[string]string
-	Ports  map[string]uint32
-}
-
-// Holdings returns the layers that a client of the scope holds; of two resources with one name the later layer's counts.
-// What is particular to its workload is found by InboundKey.
-func Holdings(s Scope) []Audience {
-	return []Audience{{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Workload.Namespace}}
-}
 
 // Tables are what resolving reads.
 type Tables struct {
@@ -38,6 +19,11 @@ type Tables struct {
 	Members    *graph.Table[string, mesh.Membership]
 	Services   *graph.Table[mesh.ServiceKey, mesh.Service]
 	Workloads  *graph.Table[mesh.WorkloadKey, mesh.Workload]
+	Layers     *graph.Table[Layer, struct{}]           // those that connected clients hold, and the mesh's own
+	Peerings   *graph.Table[mesh.WorkloadKey, Peering] // of workloads that are known
+	Reach      *graph.Table[mesh.ServiceKey, []string] // connected client namespaces that a service is exported to by name
+	Rules      *graph.Table[RulesKey, Rules]
+	Seen       *graph.Table[mesh.ServiceKey, []View]
 	Backends   *graph.Table[mesh.ServiceKey, Backends]
 	ByAlias    *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that are another name of a host
 	ByVirtual  *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that own an address
@@ -45,13 +31,22 @@ type Tables struct {
 	ByAddress  *graph.Index[string, mesh.WorkloadKey, mesh.Workload]          // workloads that own an address
 	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
 	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
-	ByHost     *graph.Index[string, mesh.ObjectKey, mesh.Rule]       // rules by their host as written
-	ByNS       *graph.Index[string, mesh.ObjectKey, mesh.PeerPolicy] // policies by namespace
+	ByHost     *graph.Index[string, RulesKey, Rules]                      // rules with clients of their own namespace, by host as written
+	ByLabel    *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy] // policies that may be for a workload
 }
 
-// SelectorKey finds the services whose selector has a label as the first of its pairs, and by it the few that may select a
-// workload with that label.
+// SelectorKey finds what has a label as the first pair of its selector, and by it the few things that may select a workload
+// with that label; without a label, what has no selector.
 type SelectorKey struct{ Namespace, Label, Value string }
+
+// selectorKey returns under what a selector is found.
+func selectorKey(namespace string, selector map[string]string) SelectorKey {
+	if len(selector) == 0 {
+		return SelectorKey{Namespace: namespace}
+	}
+	first := slices.Min(slices.Collect(maps.Keys(selector)))
+	return SelectorKey{namespace, first, selector[first]}
+}
 
 // ConfigOf reads the configuration of a mesh.
 func (t *Tables) ConfigOf(r *graph.Reader, id mesh.ID) mesh.Config {
@@ -63,6 +58,17 @@ func (t *Tables) ConfigOf(r *graph.Reader, id mesh.ID) mesh.Config {
 func (t *Tables) Serves(r *graph.Reader, namespace string) bool {
 	m, ok := graph.Get(r, t.Members, namespace)
 	return ok && m.Phase == mesh.Served
+}
+
+// Content stands for the content of a value: equal contents, equal values.
+type Content [16]byte
+
+// Compare orders contents, by nothing that means anything.
+func (c Content) Compare(o Content) int { return bytes.Compare(c[:], o[:]) }
+
+func contentOf(v any) Content {
+	h := sum(v)
+	return Content(h[:16])
 }
 
 // sum hashes a value for a key that stands for content; specs hold nothing that JSON leaves out.

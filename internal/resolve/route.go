@@ -1,20 +1,25 @@
 package resolve
 
 import (
+	"cmp"
+	"crypto/sha256"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// HostKey names a variant of a virtual host.
+// HostKey names a virtual host as clients of a namespace see it.
 type HostKey struct {
 	Service mesh.ServiceKey
 	Port    uint32
-	Client  string // the namespace whose clients know it by more names; empty: everybody's variant
+	Client  string // the namespace whose clients know it by more names; empty: everybody
+}
+
+// Compare orders keys by service, port and client.
+func (k HostKey) Compare(o HostKey) int {
+	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Client, o.Client))
 }
 
 // HostSpec is all that a virtual host depends on.
@@ -26,27 +31,35 @@ type HostSpec struct {
 	Origin  string
 }
 
+// Content stands for the content of the spec, which clients of several namespaces may have in common.
+func (s HostSpec) Content() Content { return contentOf(s) }
+
+// Host is a virtual host and the name of its content.
+type Host struct {
+	HostSpec
+	ID Content
+}
+
 // Hosts emits the virtual hosts of a service's HTTP ports. Clients of the service's own namespace, and those of namespaces
 // where it has an alias, know shorter names and have a variant of their own.
-func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, HostSpec)) {
-	var others []mesh.Service
-	for _, row := range graph.Find(r, t.ByAlias, s.Key.Host) {
-		others = append(others, row.Val)
-	}
+func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host)) {
+	others := aliased(r, t, s)
 	clients := audiences(r, t, s)
 	if s.Export.All {
-		set := map[string]bool{s.Key.Namespace: true}
+		set := map[string]bool{}
+		if t.Used(r, s.Key.Mesh, s.Key.Namespace) {
+			set[s.Key.Namespace] = true
+		}
 		for _, a := range others {
-			set[a.Key.Namespace] = true
-			for _, ns := range a.Export.Namespaces {
+			if t.Used(r, s.Key.Mesh, a.Key.Namespace) {
+				set[a.Key.Namespace] = true
+			}
+			reach, _ := graph.Get(r, t.Reach, a.Key)
+			for _, ns := range reach {
 				set[ns] = true
 			}
 		}
-		for _, ns := range sorted(set) {
-			if t.Serves(r, ns) {
-				clients = append(clients, ns)
-			}
-		}
+		clients = append(clients, sorted(set)...)
 	}
 	for _, client := range clients {
 		domains := names(s, client)
@@ -63,13 +76,22 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, HostSp
 		}
 		for _, p := range s.Ports {
 			if p.Protocol.IsHTTP() {
-				k := HostKey{Service: s.Key, Port: p.Number, Client: client}
-				emit(k, HostSpec{
+				spec := HostSpec{
 					Name: sniffedRoute(s, p), Domains: domains, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name(), Origin: s.Ref.String(),
-				})
+				}
+				emit(HostKey{Service: s.Key, Port: p.Number, Client: client}, Host{spec, spec.Content()})
 			}
 		}
 	}
+}
+
+// aliased returns the services that are another name of one, in order of their hosts.
+func aliased(r *graph.Reader, t *Tables, s mesh.Service) []mesh.Service {
+	var out []mesh.Service
+	for _, row := range graph.Find(r, t.ByAlias, s.Key.Host) {
+		out = append(out, row.Val)
+	}
+	return out
 }
 
 // names returns what clients of a namespace call a service; of a headless one, its pods too. Ports are ignored in matching.
@@ -94,34 +116,56 @@ type PortKey struct {
 	Client string
 }
 
-// RouteKey names the route configuration of a port, as an audience has it.
+// RouteKey names the route configuration of a port in a layer.
 type RouteKey struct {
-	Audience Audience
-	Port     uint32
+	Layer Layer
+	Port  uint32
 }
 
 // RouteSpec is all that the route configuration of a port depends on, but the virtual hosts themselves.
 type RouteSpec struct {
 	Name  string
-	Hosts []HostKey // in order of their names
+	Hosts []Content // in order of their names
 	// Origins name the first few services among them.
 	Origins []string
 }
 
-// Route gathers the virtual hosts of a route configuration: the audience's own variants, and everybody's for the rest.
-func Route(r *graph.Reader, byPort *graph.Index[PortKey, HostKey, HostSpec], k RouteKey) RouteSpec {
-	hosts := map[mesh.ServiceKey]graph.Row[HostKey, HostSpec]{}
-	for _, client := range []string{"", k.Audience.Namespace} {
-		for _, row := range graph.Find(r, byPort, PortKey{k.Port, client}) {
-			hosts[row.Key.Service] = row
+// Content stands for the content of the spec, so that layers which have the same share what is composed.
+func (s RouteSpec) Content() Content {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q", s.Name, s.Origins)
+	for _, host := range s.Hosts {
+		h.Write(host[:])
+	}
+	return Content(h.Sum(nil)[:16])
+}
+
+// Route gathers the virtual hosts of a route configuration: the layer's own variants, and everybody's for the rest.
+func Route(r *graph.Reader, byPort *graph.Index[PortKey, HostKey, Host], k RouteKey) RouteSpec {
+	all := graph.Find(r, byPort, PortKey{k.Port, ""})
+	var own []graph.Row[HostKey, Host]
+	if k.Layer.Namespace != "" {
+		own = graph.Find(r, byPort, PortKey{k.Port, k.Layer.Namespace})
+	}
+	spec := RouteSpec{Name: fmt.Sprint(k.Port), Hosts: make([]Content, 0, len(all)+len(own))}
+	add := func(h Host) {
+		spec.Hosts = append(spec.Hosts, h.ID)
+		if len(spec.Origins) < 5 {
+			spec.Origins = append(spec.Origins, h.Origin)
 		}
 	}
-	spec := RouteSpec{Name: fmt.Sprint(k.Port)}
-	for _, service := range slices.SortedFunc(maps.Keys(hosts), mesh.ServiceKey.Compare) {
-		spec.Hosts = append(spec.Hosts, hosts[service].Key)
-		if len(spec.Origins) < 5 {
-			spec.Origins = append(spec.Origins, hosts[service].Val.Origin)
+	for _, row := range all {
+		for len(own) > 0 && own[0].Key.Service.Compare(row.Key.Service) < 0 {
+			add(own[0].Val)
+			own = own[1:]
 		}
+		if len(own) > 0 && own[0].Key.Service == row.Key.Service {
+			continue // the next but one
+		}
+		add(row.Val)
+	}
+	for _, row := range own {
+		add(row.Val)
 	}
 	return spec
 }
@@ -133,19 +177,26 @@ type SniffedSpec struct {
 	Host HostSpec
 }
 
-// Sniffed emits the route configurations of a service's ports of unknown protocol.
+// Sniffed emits the route configurations of a service's ports of unknown protocol, and none for a view that has everybody's.
 func Sniffed(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey, SniffedSpec)) {
-	for _, v := range views(r, t, s) {
-		for _, p := range s.Ports {
-			if p.Protocol != mesh.Auto {
+	seen, _ := graph.Get(r, t.Seen, s.Key)
+	for _, p := range s.Ports {
+		if p.Protocol != mesh.Auto {
+			continue
+		}
+		outside := func(v View) bool {
+			mode := v.Rule.TLS(p.Number, "").Mode
+			return mode == mesh.TLSSimple || mode == mesh.TLSMutual
+		}
+		for _, v := range seen {
+			if v.Client != "" && s.Export.All && outside(v) == outside(seen[0]) {
 				continue
 			}
-			mode := v.rule.TLS(p.Number, "").Mode
 			spec := SniffedSpec{Name: sniffedRoute(s, p), Host: HostSpec{
 				Name: sniffedRoute(s, p), Domains: []string{"*"}, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name(),
-				Outside: mode == mesh.TLSSimple || mode == mesh.TLSMutual, Origin: s.Ref.String(),
+				Outside: outside(v), Origin: s.Ref.String(),
 			}}
-			emit(ListenerKey{Audience{s.Key.Mesh, v.client}, spec.Name}, spec)
+			emit(ListenerKey{Layer{s.Key.Mesh, v.Client}, spec.Name}, spec)
 		}
 	}
 }

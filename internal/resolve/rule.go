@@ -9,60 +9,152 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// matching returns the rules whose host matches, the most specific hosts first.
-func matching(r *graph.Reader, t *Tables, host string) [][]mesh.Rule {
-	var out [][]mesh.Rule
-	find := func(pattern string) {
-		var rules []mesh.Rule
-		for _, row := range graph.Find(r, t.ByHost, pattern) {
-			rules = append(rules, row.Val)
+// RulesKey names the rules of a namespace for a host, exact or with a wildcard, as they write it.
+type RulesKey struct{ Host, Namespace string }
+
+// Rules are the rules of one namespace for one host, merged for those who see the same of them.
+type Rules struct {
+	Own       mesh.Rule // for clients of the namespace itself; zero if there is none, as the others
+	Everybody mesh.Rule // for clients of namespaces that no rule names
+	Clients   []View    // for connected clients of namespaces for which that is not true; sorted
+}
+
+func (rs Rules) of(client string) mesh.Rule {
+	i, found := slices.BinarySearchFunc(rs.Clients, client, func(v View, c string) int { return strings.Compare(v.Client, c) })
+	if found {
+		return rs.Clients[i].Rule
+	}
+	return rs.Everybody
+}
+
+// RulesOf merges the rules of a key. Of the root namespace's own clients only rules kept to that namespace come before the
+// service's. It is done here once, and not for each service that the host may mean; and for connected clients only, however
+// many namespaces a rule is exported to.
+func RulesOf(r *graph.Reader, t *Tables, id mesh.ID, k RulesKey, rows []graph.Row[mesh.ObjectKey, mesh.Rule]) Rules {
+	root := t.ConfigOf(r, id).RootNamespace
+	var rules []mesh.Rule
+	for _, row := range rows {
+		rules = append(rules, row.Val)
+	}
+	slices.SortFunc(rules, func(a, b mesh.Rule) int { return a.Compare(b.Object) })
+	merged := map[string]mesh.Rule{} // by which of the rules are seen
+	of := func(seen func(mesh.Rule) bool) mesh.Rule {
+		var which strings.Builder
+		for _, rule := range rules {
+			if seen(rule) {
+				which.WriteByte('1')
+			} else {
+				which.WriteByte('0')
+			}
 		}
-		if len(rules) > 0 {
-			slices.SortFunc(rules, func(a, b mesh.Rule) int { return a.Compare(b.Object) })
-			out = append(out, rules)
+		m, ok := merged[which.String()]
+		if !ok {
+			for i, rule := range rules {
+				if which.String()[i] == '1' {
+					m = merge(m, rule)
+				}
+			}
+			merged[which.String()] = m
+		}
+		return m
+	}
+	out := Rules{Everybody: of(func(rule mesh.Rule) bool { return rule.Export.All })}
+	names := map[string]bool{}
+	if t.Used(r, id, k.Namespace) {
+		names[k.Namespace] = true
+		out.Own = of(func(rule mesh.Rule) bool {
+			return k.Namespace != root || !rule.Export.All && slices.Equal(rule.Export.Namespaces, []string{root})
+		})
+	}
+	for _, rule := range rules {
+		for _, ns := range Reach(r, t, id, rule.Export) {
+			names[ns] = true
 		}
 	}
-	find(host)
-	for rest := host; ; {
+	for _, ns := range sorted(names) {
+		v := View{ns, of(func(rule mesh.Rule) bool { return rule.Export.Sees(ns) })}
+		if !same(v.Rule, out.Everybody) {
+			out.Clients = append(out.Clients, v)
+		}
+	}
+	return out
+}
+
+// hostRules are the rules that may be for a host, by how specific the host is that they write, the most specific first.
+type hostRules struct {
+	own           map[string]mesh.Rule // the first, by client namespace
+	service, root []Rules
+}
+
+// rulesOf gathers the rules that may be for a service.
+func rulesOf(r *graph.Reader, t *Tables, s mesh.Service) hostRules {
+	root := t.ConfigOf(r, s.Key.Mesh).RootNamespace
+	out := hostRules{own: map[string]mesh.Rule{}}
+	for _, pattern := range patterns(s.Key.Host) {
+		for _, row := range graph.Find(r, t.ByHost, pattern) {
+			if _, ok := out.own[row.Key.Namespace]; !ok {
+				out.own[row.Key.Namespace] = row.Val.Own
+			}
+		}
+		if rs, ok := graph.Get(r, t.Rules, RulesKey{pattern, s.Key.Namespace}); ok {
+			out.service = append(out.service, rs)
+		}
+		if rs, ok := graph.Get(r, t.Rules, RulesKey{pattern, root}); ok {
+			out.root = append(out.root, rs)
+		}
+	}
+	return out
+}
+
+// patterns returns the hosts that a rule for a host may write, the most specific first.
+func patterns(host string) []string {
+	out := []string{host}
+	for rest := strings.TrimPrefix(host, "*."); ; {
 		_, after, more := strings.Cut(rest, ".")
 		if !more {
 			break
 		}
-		find("*." + after)
+		out = append(out, "*."+after)
 		rest = after
 	}
-	find("*")
+	if host != "*" {
+		out = append(out, "*")
+	}
 	return out
 }
 
-// ruleFor chooses what clients of a namespace keep to when they call a service of another: a rule of their own namespace,
-// else one of the service's, else one of the root namespace, and in each the one for the most specific host. Rules of one
-// namespace for one host are one rule. Of the root namespace's own clients only rules kept to that namespace come first.
-// The empty client stands for namespaces that nothing names.
-func ruleFor(matching [][]mesh.Rule, client, service, root string) mesh.Rule {
-	own := func(r mesh.Rule) bool {
-		if client == root && (r.Export.All || !slices.Equal(r.Export.Namespaces, []string{root})) {
-			return false
-		}
-		return client != "" && r.Namespace == client
+// of chooses what clients of a namespace keep to when they call the service: a rule of their own namespace, else one of the
+// service's, else one of the root namespace, and in each the one for the most specific host. Rules of one namespace for one
+// host are one rule. The empty client stands for namespaces that nothing names.
+func (h hostRules) of(client string) mesh.Rule {
+	if rule, ok := h.own[client]; ok {
+		return rule
 	}
-	from := func(namespace string) func(mesh.Rule) bool {
-		return func(r mesh.Rule) bool { return r.Namespace == namespace && r.Export.Sees(client) }
-	}
-	for _, step := range []func(mesh.Rule) bool{own, from(service), from(root)} {
-		for _, rules := range matching {
-			var chosen mesh.Rule
-			for _, r := range rules {
-				if step(r) {
-					chosen = merge(chosen, r)
-				}
-			}
-			if chosen.Host != "" {
-				return chosen
-			}
+	for _, rules := range slices.Concat(h.service, h.root) {
+		if rule := rules.of(client); rule.Host != "" {
+			return rule
 		}
 	}
 	return mesh.Rule{}
+}
+
+// clients returns the namespaces whose clients may keep to something else than everybody.
+func (h hostRules) clients() []string {
+	set := map[string]bool{}
+	for ns := range h.own {
+		set[ns] = true
+	}
+	for _, rules := range slices.Concat(h.service, h.root) {
+		for _, v := range rules.Clients {
+			set[v.Client] = true
+		}
+	}
+	return sorted(set)
+}
+
+// same spares the look at what a rule says if there is none, as for nearly every service.
+func same(a, b mesh.Rule) bool {
+	return a.Host == b.Host && (a.Host == "" || reflect.DeepEqual(a, b))
 }
 
 // merge adds the newer rule to the older: its subsets, and its policy if there is none yet. A newer rule that some client
@@ -90,44 +182,4 @@ func merge(older, newer mesh.Rule) mesh.Rule {
 	}
 	older.Subsets = subsets
 	return older
-}
-
-// view is a service as clients of one namespace see it; the empty client is everybody whom no other view names.
-type view struct {
-	client string
-	rule   mesh.Rule
-}
-
-// views returns in which ways a service is seen: by everybody if it is exported to all, and by each namespace for which
-// that is not true.
-func views(r *graph.Reader, t *Tables, s mesh.Service) []view {
-	matching := matching(r, t, s.Key.Host)
-	root := t.ConfigOf(r, s.Key.Mesh).RootNamespace
-	if !s.Export.All {
-		var out []view
-		for _, ns := range s.Export.Namespaces {
-			if t.Serves(r, ns) {
-				out = append(out, view{ns, ruleFor(matching, ns, s.Key.Namespace, root)})
-			}
-		}
-		return out
-	}
-	others := map[string]bool{}
-	for _, rules := range matching {
-		for _, rule := range rules {
-			others[rule.Namespace] = true
-			for _, ns := range rule.Export.Namespaces {
-				others[ns] = true
-			}
-		}
-	}
-	everybody := view{"", ruleFor(matching, "", s.Key.Namespace, root)}
-	out := []view{everybody}
-	for _, ns := range sorted(others) {
-		v := view{ns, ruleFor(matching, ns, s.Key.Namespace, root)}
-		if !reflect.DeepEqual(v.rule, everybody.rule) && t.Serves(r, ns) {
-			out = append(out, v)
-		}
-	}
-	return out
 }

@@ -1,0 +1,148 @@
+package resolve
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Kind is what sort of proxy a client is, in the words of its node id.
+type Kind string
+
+// The kinds of proxies.
+const (
+	Sidecar  Kind = "sidecar"
+	Router   Kind = "router"
+	Waypoint Kind = "waypoint"
+)
+
+// Families is a set of address families.
+type Families uint8
+
+// The address families.
+const (
+	IPv4 Families = 1 << iota
+	IPv6
+)
+
+// FamiliesOf returns the families of addresses; what is no address counts for none.
+func FamiliesOf(addresses []string) (f Families) {
+	for _, s := range addresses {
+		switch a, err := netip.ParseAddr(s); {
+		case err != nil:
+		case a.Unmap().Is4():
+			f |= IPv4
+		default:
+			f |= IPv6
+		}
+	}
+	return f
+}
+
+// Client is a connected proxy by what it says of itself. Its pod, once known, says better; its key and kind were checked.
+type Client struct {
+	Workload  mesh.WorkloadKey
+	Kind      Kind
+	Labels    map[string]string
+	Ports     map[string]uint32 // by name
+	Addresses []string
+}
+
+// Scope is what translation may know of a client: clients of one scope are told the same, but for their inbound side. What
+// tells one workload from another (its node, its labels) joins it once an object asks for it.
+type Scope struct {
+	Mesh      mesh.ID
+	Cluster   mesh.ClusterID
+	Network   string
+	Namespace string
+	Kind      Kind
+	Families  Families
+}
+
+// ScopeOf returns the scope of a client. It returns false while its namespace is not served.
+func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
+	if !t.Serves(r, c.Workload.Namespace) {
+		return Scope{}, false
+	}
+	labels, addresses := c.Labels, c.Addresses
+	if w, known := graph.Get(r, t.Workloads, c.Workload); known {
+		labels, addresses = w.Labels, w.Addresses
+	}
+	return Scope{
+		Mesh: id, Cluster: c.Workload.Cluster, Network: labels["topology.istio.io/network"], Namespace: c.Workload.Namespace,
+		Kind: cmp.Or(c.Kind, Sidecar), Families: FamiliesOf(addresses),
+	}, true
+}
+
+// Layer is a set of clients that are told the same of some resources: a scope, cut down to what these resources depend on.
+// Empty fields are what they do not depend on.
+type Layer struct {
+	Mesh      mesh.ID
+	Namespace string
+}
+
+// Layers returns what a client of the scope holds, always in this order: of two resources with one name the later layer's counts.
+// What is particular to its workload is found by InboundKey.
+func (s Scope) Layers() []Layer {
+	return []Layer{{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Namespace}}
+}
+
+// Used reports whether clients of a namespace are connected: nothing is made for others.
+func (t *Tables) Used(r *graph.Reader, id mesh.ID, namespace string) bool {
+	_, ok := graph.Get(r, t.Layers, Layer{Mesh: id, Namespace: namespace})
+	return ok
+}
+
+// Reach returns the namespaces with connected clients among those that something is exported to by name.
+func Reach(r *graph.Reader, t *Tables, id mesh.ID, v mesh.Visibility) []string {
+	if v.All {
+		return nil
+	}
+	var out []string
+	for _, ns := range v.Namespaces {
+		if t.Used(r, id, ns) {
+			out = append(out, ns)
+		}
+	}
+	return out
+}
+
+// View is how clients of one namespace see a service.
+type View struct {
+	Client string // empty: everybody whom no other view names
+	Rule   mesh.Rule
+}
+
+// SeenOf returns in which ways connected clients see a service: everybody first if it is exported to all, then each namespace
+// for which that is not true.
+func SeenOf(r *graph.Reader, t *Tables, s mesh.Service) []View {
+	rules := rulesOf(r, t, s)
+	if !s.Export.All {
+		var out []View
+		reach, _ := graph.Get(r, t.Reach, s.Key)
+		for _, ns := range reach {
+			out = append(out, View{ns, rules.of(ns)})
+		}
+		return out
+	}
+	everybody := View{"", rules.of("")}
+	out := []View{everybody}
+	for _, ns := range rules.clients() {
+		if v := (View{ns, rules.of(ns)}); !same(v.Rule, everybody.Rule) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// audiences returns the client namespaces that see a service; the empty one is all.
+func audiences(r *graph.Reader, t *Tables, s mesh.Service) []string {
+	if s.Export.All {
+		return []string{""}
+	}
+	reach, _ := graph.Get(r, t.Reach, s.Key)
+	return slices.Clone(reach)
+}
