@@ -81,7 +81,11 @@ type task[PK comparable, K comparable, V any] struct {
 	deps  []dependency
 	outs  []*Row[K, V]
 
-	// What the evaluation of this step changed, for the step to take over.
+	*outcome[K, V] // nil between steps
+}
+
+// outcome is what an evaluation changed, for its step to take over.
+type outcome[K comparable, V any] struct {
 	newDeps        []dependency
 	moved          bool // newDeps differ from deps
 	dropped, added []*Row[K, V]
@@ -131,14 +135,14 @@ func (d *derived[PK, PV, K, V]) due() (work, gone []*task[PK, K, V]) {
 			t.markDirty()
 		case t != nil:
 			delete(d.tasks, c.Key)
-			t.gone, t.dropped = true, t.outs
+			t.gone, t.outcome = true, &outcome[K, V]{dropped: t.outs}
 			gone = append(gone, t)
 		}
 	}
 	work = slices.DeleteFunc(d.dirty, func(t *task[PK, K, V]) bool { return t.gone })
 	d.dirty = nil
 	for _, t := range work {
-		t.dirty = false
+		t.dirty, t.outcome = false, &outcome[K, V]{}
 	}
 	return work, gone
 }
@@ -164,7 +168,7 @@ func (d *derived[PK, PV, K, V]) relink(work, gone []*task[PK, K, V]) {
 				dep.remove(t)
 			}
 		}
-		t.deps, t.newDeps, t.moved = t.newDeps, nil, false
+		t.deps = t.newDeps
 	}
 }
 
@@ -183,7 +187,7 @@ func (d *derived[PK, PV, K, V]) claim(t *task[PK, K, V], touched map[K]struct{})
 		i, _ := slices.BinarySearchFunc(cs, t.key, func(c claim[PK, K, V], k PK) int { return d.order(c.by.key, k) })
 		d.claims[row.Key] = slices.Insert(cs, i, claim[PK, K, V]{t, row})
 	}
-	t.dropped, t.added = nil, nil
+	t.outcome = nil
 }
 
 // owner returns the row that k has, nil if nobody emits it.
@@ -227,7 +231,6 @@ func (d *derived[PK, PV, K, V]) evaluate(work []*task[PK, K, V]) {
 		d.panics.Add(1)
 		d.graph.opts.Log.Error("table's function panicked; the row keeps its last output",
 			slog.String("table", d.name), slog.Any("key", t.key), slog.Any("err", t.fault))
-		t.fault = nil
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -342,7 +343,41 @@ type readers[K comparable] struct {
 type watch[K comparable] struct {
 	in  *readers[K]
 	key K
-	by  map[dependent]struct{}
+	by  set
+}
+
+// set is who reads one thing. Nearly always that is a handful, for which a map is six times as large and no faster.
+type set struct {
+	few  []dependent
+	many map[dependent]struct{} // in place of few once there are more than fits
+}
+
+const fits = 8
+
+func (s *set) add(d dependent) {
+	switch {
+	case s.many != nil:
+		s.many[d] = struct{}{}
+	case slices.Contains(s.few, d):
+	case len(s.few) < fits:
+		s.few = append(s.few, d)
+	default:
+		s.many = map[dependent]struct{}{d: {}}
+		for _, o := range s.few {
+			s.many[o] = struct{}{}
+		}
+		s.few = nil
+	}
+}
+
+// remove takes d away and reports whether nobody is left.
+func (s *set) remove(d dependent) bool {
+	if s.many != nil {
+		delete(s.many, d)
+		return len(s.many) == 0
+	}
+	s.few = slices.DeleteFunc(s.few, func(o dependent) bool { return o == d })
+	return len(s.few) == 0
 }
 
 // at returns the dependency on k. Safe for concurrent use.
@@ -356,7 +391,7 @@ func (rs *readers[K]) at(k K) dependency {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if w = rs.m[k]; w == nil {
-		w = &watch[K]{in: rs, key: k, by: map[dependent]struct{}{}}
+		w = &watch[K]{in: rs, key: k}
 		if rs.m == nil {
 			rs.m = map[K]*watch[K]{}
 		}
@@ -368,16 +403,19 @@ func (rs *readers[K]) at(k K) dependency {
 // touch marks every row that read k.
 func (rs *readers[K]) touch(k K) {
 	if w := rs.m[k]; w != nil {
-		for d := range w.by {
+		for _, d := range w.by.few {
+			d.markDirty()
+		}
+		for d := range w.by.many {
 			d.markDirty()
 		}
 	}
 }
 
-func (w *watch[K]) add(d dependent) { w.by[d] = struct{}{} }
+func (w *watch[K]) add(d dependent) { w.by.add(d) }
 
 func (w *watch[K]) remove(d dependent) {
-	if delete(w.by, d); len(w.by) == 0 {
+	if w.by.remove(d) {
 		delete(w.in.m, w.key)
 	}
 }
