@@ -284,6 +284,26 @@ func TestPodEventTouchesTheSame(t *testing.T) {
 	})
 }
 
+// An assignment is rendered once for all who are sent the same endpoints, whoever has rules of their own.
+func TestAssignmentsByContent(t *testing.T) {
+	c := newCity(20, 3)
+	for i := range 10 {
+		r := &networkingv1.DestinationRule{}
+		r.Spec.Host = "s7.n7.svc.cluster.local"
+		r.Spec.TrafficPolicy = &v1alpha3.TrafficPolicy{Tls: &v1alpha3.ClientTLSSettings{Mode: v1alpha3.ClientTLSSettings_ISTIO_MUTUAL}}
+		c.DestinationRules.Set(mesh.ObjectKey{Cluster: "c1", Namespace: fmt.Sprintf("n%d", i), Name: "x"}, r)
+	}
+	c.graph.Step()
+	before := c.rendered()
+	_, published := c.work(func() { c.endpoints(7, false) })
+	if n := c.rendered()["rendered.assignments"] - before["rendered.assignments"]; n != 1 {
+		t.Errorf("%d assignments are rendered for one pod's readiness, want 1", n)
+	}
+	if published != 10 {
+		t.Errorf("%d are published, want one for everybody, and one for each of nine namespaces with a rule of its own", published)
+	}
+}
+
 // BenchmarkNewService is one service more in a mesh of many namespaces, in five of which clients are connected.
 func BenchmarkNewService(b *testing.B) {
 	b.Run("namespaces=400/services=4000/connected=5", func(b *testing.B) {

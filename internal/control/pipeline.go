@@ -296,36 +296,52 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 		})
 }
 
-// clusters builds clusters and their assignments: entries say who holds which variant, each variant is rendered once.
+// clusters builds clusters and their assignments: entries say which layer holds which variant, each variant is rendered once.
 func (p *Pipeline) clusters(g *graph.Graph) {
 	t := &p.tables
-	entries := graph.Derive(g, "entries", t.Services, graph.TableOptions[resolve.ClusterKey]{},
-		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.EntryKey, resolve.ClusterKey)) {
-			resolve.Entries(r, t, s, emit)
+	entries := graph.Derive(g, "entries", t.Services, graph.TableOptions[resolve.Entry]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.EntryKey, resolve.Entry)) {
+			resolve.Entries(r, t, s, func(k resolve.EntryKey, e resolve.Entry, _ resolve.Said, _ map[string]string) { emit(k, e) })
 		})
-	variants := graph.Derive(g, "variants", entries, graph.TableOptions[struct{}]{},
-		func(_ *graph.Reader, _ resolve.EntryKey, k resolve.ClusterKey, emit func(resolve.ClusterKey, struct{})) {
-			emit(k, struct{}{})
+	said := graph.Derive(g, "clusters.said", t.Services, graph.TableOptions[resolve.Said]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ClusterKey, resolve.Said)) {
+			resolve.Entries(r, t, s, func(_ resolve.EntryKey, e resolve.Entry, said resolve.Said, _ map[string]string) {
+				emit(e.Cluster, said)
+			})
 		})
-	clusters := graph.Derive(g, "clusters", variants, graph.TableOptions[resolve.ClusterSpec]{},
-		func(r *graph.Reader, k resolve.ClusterKey, _ struct{}, emit func(resolve.ClusterKey, resolve.ClusterSpec)) {
-			if spec, ok := resolve.Cluster(r, t, k); ok {
+	labels := graph.Derive(g, "assignments.labels", t.Services, graph.TableOptions[map[string]string]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.AssignmentKey, map[string]string)) {
+			resolve.Entries(r, t, s, func(_ resolve.EntryKey, e resolve.Entry, _ resolve.Said, labels map[string]string) {
+				emit(e.Assignment, labels)
+			})
+		})
+	clusters := graph.Derive(g, "clusters", said, graph.TableOptions[resolve.ClusterSpec]{},
+		func(r *graph.Reader, k resolve.ClusterKey, said resolve.Said, emit func(resolve.ClusterKey, resolve.ClusterSpec)) {
+			if spec, ok := resolve.Cluster(r, t, k, said); ok {
 				emit(k, spec)
 			}
 		})
-	assignments := graph.Derive(g, "assignments", variants, graph.TableOptions[resolve.AssignmentSpec]{},
-		func(r *graph.Reader, k resolve.ClusterKey, _ struct{}, emit func(resolve.ClusterKey, resolve.AssignmentSpec)) {
-			if spec, ok := resolve.Assignment(r, t, k); ok {
+	assignments := graph.Derive(g, "assignments", labels, graph.TableOptions[resolve.AssignmentSpec]{},
+		func(r *graph.Reader, k resolve.AssignmentKey, labels map[string]string, emit func(resolve.AssignmentKey, resolve.AssignmentSpec)) {
+			if spec, ok := resolve.Assignment(r, t, k, labels); ok {
 				emit(k, spec)
 			}
 		})
-	p.placeEntries(g, clusterType, entries, graph.Derive(g, "rendered.clusters", clusters, sealedOnce,
+	renderedClusters := graph.Derive(g, "rendered.clusters", clusters, sealedOnce,
 		func(_ *graph.Reader, k resolve.ClusterKey, s resolve.ClusterSpec, emit func(resolve.ClusterKey, xds.Resource)) {
 			emit(k, seal(clusterType, s.Name, s.Origin, envoy.Cluster(s)))
-		}))
-	p.placeEntries(g, assignmentType, entries, graph.Derive(g, "rendered.assignments", assignments, sealedOnce,
-		func(_ *graph.Reader, k resolve.ClusterKey, s resolve.AssignmentSpec, emit func(resolve.ClusterKey, xds.Resource)) {
+		})
+	renderedAssignments := graph.Derive(g, "rendered.assignments", assignments, sealedOnce,
+		func(_ *graph.Reader, k resolve.AssignmentKey, s resolve.AssignmentSpec, emit func(resolve.AssignmentKey, xds.Resource)) {
 			emit(k, seal(assignmentType, s.Name, s.Origin, envoy.Assignment(s)))
+		})
+	p.place(clusterType, graph.Derive(g, "placed.clusters", entries, sealedOnce,
+		func(r *graph.Reader, k resolve.EntryKey, e resolve.Entry, emit func(place, xds.Resource)) {
+			put(r, place{groupOf(k.Layer), k.Name}, e.Cluster, clusters, renderedClusters, emit)
+		}))
+	p.place(assignmentType, graph.Derive(g, "placed.assignments", entries, sealedOnce,
+		func(r *graph.Reader, k resolve.EntryKey, e resolve.Entry, emit func(place, xds.Resource)) {
+			put(r, place{groupOf(k.Layer), k.Name}, e.Assignment, assignments, renderedAssignments, emit)
 		}))
 	p.place(clusterType, graph.Derive(g, "rendered.clusters.fixed", t.Config, sealedOnce,
 		func(_ *graph.Reader, id mesh.ID, c mesh.Config, emit func(place, xds.Resource)) {
@@ -341,13 +357,17 @@ func (p *Pipeline) clusters(g *graph.Graph) {
 // sealedOnce: what comes from an unchanged spec is never rendered again, so equality by content is enough.
 var sealedOnce = graph.TableOptions[xds.Resource]{Equal: func(a, b xds.Resource) bool { return a.Version == b.Version && a.Origin == b.Origin }}
 
-func (p *Pipeline) placeEntries(g *graph.Graph, typeURL string, entries *graph.Table[resolve.EntryKey, resolve.ClusterKey], of *graph.Table[resolve.ClusterKey, xds.Resource]) {
-	p.place(typeURL, graph.Derive(g, "placed."+typeURL[strings.LastIndexByte(typeURL, '.')+1:], entries, sealedOnce,
-		func(r *graph.Reader, e resolve.EntryKey, k resolve.ClusterKey, emit func(place, xds.Resource)) {
-			if res, ok := graph.Get(r, of, k); ok {
-				emit(place{groupOf(e.Layer), e.Name}, res)
-			}
-		}))
+// put places what was rendered of a spec. A spec that could not be rendered leaves in place what was there: clients would
+// take nothing for a removal.
+func put[K comparable, S any](r *graph.Reader, at place, k K, specs *graph.Table[K, S], rendered *graph.Table[K, xds.Resource], emit func(place, xds.Resource)) {
+	if _, ok := graph.Get(r, specs, k); !ok {
+		return
+	}
+	if res, ok := graph.Get(r, rendered, k); ok {
+		emit(at, res)
+	} else {
+		r.Keep()
+	}
 }
 
 func (p *Pipeline) place(typeURL string, t *graph.Table[place, xds.Resource]) {
@@ -447,9 +467,7 @@ func once[K comparable, S contents](p *Pipeline, g *graph.Graph, name, typeURL s
 	p.place(typeURL, graph.Derive(g, "placed."+name, ids, sealedOnce,
 		func(r *graph.Reader, k K, id resolve.Content, emit func(place, xds.Resource)) {
 			s, _ := graph.Get(r, specs, k)
-			if res, ok := graph.Get(r, composed, id); ok {
-				emit(at(k, s), res)
-			}
+			put(r, at(k, s), id, distinct, composed, emit)
 		}))
 }
 
@@ -535,19 +553,22 @@ func inboundGroup(id mesh.ID, k resolve.InboundKey) xds.Group {
 	return xds.Group("inbound/" + string(id) + "/" + string(k))
 }
 
-// seal and compose panic for what Envoy would refuse whole. The graph logs that and keeps the row's last output.
+// finished is where each message and each part of a composite passes between its making and its seal, and so where a patch to
+// it belongs. It panics for what Envoy would refuse whole: the graph logs that and keeps the row's last output.
+func finished[M proto.Message](m M) M { return envoy.Checked(m) }
+
 func seal(typeURL, name, origin string, m proto.Message) xds.Resource {
-	return must(xds.Seal(typeURL, name, origin, envoy.Checked(m)))
+	return must(xds.Seal(typeURL, name, origin, finished(m)))
 }
 
 func compose(typeURL, name, origin string, header proto.Message, parts []xds.Fragment) xds.Resource {
-	return must(xds.Compose(typeURL, name, origin, envoy.Checked(header), parts))
+	return must(xds.Compose(typeURL, name, origin, finished(header), parts))
 }
 
 func fragments[M proto.Message](field protowire.Number, ms ...M) []xds.Fragment {
 	var out []xds.Fragment
 	for _, m := range ms {
-		out = append(out, must(xds.NewFragment(field, envoy.Checked(m))))
+		out = append(out, must(xds.NewFragment(field, finished(m))))
 	}
 	return out
 }

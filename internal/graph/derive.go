@@ -273,10 +273,13 @@ func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
 		clear(w.reader.seen)
 		clear(w.rows)
 		clear(w.index)
-		w.reader.deps, w.rows = w.reader.deps[:0], w.rows[:0]
+		w.reader.deps, w.rows, w.reader.keep = w.reader.deps[:0], w.rows[:0], false
 	}()
 	v, _ := w.d.from.current(t.key)
 	w.d.f(&w.reader, t.key, v, w.emit)
+	if w.reader.keep {
+		return
+	}
 	outs := make([]*Row[K, V], len(w.rows))
 	var dropped, added []*Row[K, V]
 	for _, old := range t.outs {

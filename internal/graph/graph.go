@@ -423,9 +423,14 @@ func (w *watch[K]) remove(d dependent) {
 // Reader records what one evaluation reads. It is valid during the call that it is handed to.
 type Reader struct {
 	by   *meter
+	keep bool
 	deps []dependency
 	seen map[dependency]struct{}
 }
+
+// Keep has the row keep what it emitted last, whatever this call emits: for one that finds something it reads not to be had
+// for now, by another row's fault, and must not take that for a removal.
+func (r *Reader) Keep() { r.keep = true }
 
 func (r *Reader) record(d dependency) {
 	if _, ok := r.seen[d]; !ok {

@@ -642,3 +642,36 @@ func TestDeepHash(t *testing.T) {
 		last = now
 	}
 }
+
+// A row that keeps has what it emitted last, and is evaluated again by what it read.
+func TestKeep(t *testing.T) {
+	g := New(Options{Strict: true})
+	src := NewSource[string, int](g, "src", nil)
+	rendered := Derive(g, "rendered", src.Table, TableOptions[int]{}, func(_ *Reader, k string, v int, emit func(string, int)) {
+		if v >= 0 { // else it can't be had
+			emit(k, v)
+		}
+	})
+	placed := Derive(g, "placed", src.Table, TableOptions[int]{}, func(r *Reader, k string, _ int, emit func(string, int)) {
+		v, ok := Get(r, rendered, k)
+		if !ok {
+			r.Keep()
+			return
+		}
+		emit(k, v)
+	})
+	for _, step := range []struct {
+		set, want int
+	}{{1, 1}, {-1, 1}, {2, 2}} {
+		src.Set("a", step.set)
+		g.Step()
+		if v, _ := placed.Lookup("a"); v != step.want {
+			t.Errorf("after %d the row is %d, want %d", step.set, v, step.want)
+		}
+	}
+	src.Delete("a")
+	g.Step()
+	if v, ok := placed.Lookup("a"); ok {
+		t.Errorf("the row is still %d when its input is gone", v)
+	}
+}

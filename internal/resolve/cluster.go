@@ -16,27 +16,70 @@ type EntryKey struct {
 	Name  string
 }
 
-// ClusterKey names a variant of a cluster, and of its assignment.
+// ClusterKey names a variant of a cluster by what it is, not by who sees it so.
 type ClusterKey struct {
 	Service mesh.ServiceKey
 	Port    uint32
 	Subset  string
-	Client  string // the namespace whose clients see it so; empty: everybody's variant
+	Said    Content // of what a rule says of it; zero: none
 }
 
-// Name returns the name that every variant has.
-func (k ClusterKey) Name() string {
-	return fmt.Sprintf("outbound|%d|%s|%s", k.Port, k.Subset, k.Service.Host)
+// Compare orders keys by service, port, subset and what is said.
+func (k ClusterKey) Compare(o ClusterKey) int {
+	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Subset, o.Subset), k.Said.Compare(o.Said))
 }
 
-// Entries emits the clusters of a service in each layer that holds them.
-func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, ClusterKey)) {
+// Said is what a rule says of a cluster.
+type Said struct {
+	TLS  mesh.ClientTLS
+	Rule mesh.Ref // zero if none applies
+}
+
+// AssignmentKey names a variant of an assignment by what it holds, not by who asks for it.
+type AssignmentKey struct {
+	Service mesh.ServiceKey
+	Port    uint32
+	Subset  string
+	Labels  Content // of the subset
+	Forced  bool    // mutual TLS, whatever the endpoint accepts
+}
+
+// Compare orders keys by service, port, subset and what they hold of it.
+func (k AssignmentKey) Compare(o AssignmentKey) int {
+	forced := map[bool]int{true: 1}
+	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Subset, o.Subset),
+		k.Labels.Compare(o.Labels), cmp.Compare(forced[k.Forced], forced[o.Forced]))
+}
+
+// Entry is a cluster and its assignment as a layer has them.
+type Entry struct {
+	Cluster    ClusterKey
+	Assignment AssignmentKey
+}
+
+// ClusterName returns the name that every variant of a cluster, and of its assignment, has.
+func ClusterName(service mesh.ServiceKey, port uint32, subset string) string {
+	return fmt.Sprintf("outbound|%d|%s|%s", port, subset, service.Host)
+}
+
+// Entries emits the clusters of a service in each layer that holds them, with what is said of them and, of a subset, its labels.
+func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, Entry, Said, map[string]string)) {
 	seen, _ := graph.Get(r, t.Seen, s.Key)
 	for _, v := range seen {
 		for _, p := range s.Ports {
 			for _, subset := range append([]mesh.Subset{{}}, v.Rule.Subsets...) {
-				k := ClusterKey{Service: s.Key, Port: p.Number, Subset: subset.Name, Client: v.Client}
-				emit(EntryKey{Layer{s.Key.Mesh, v.Client}, k.Name()}, k)
+				said := Said{v.Rule.TLS(p.Number, subset.Name), v.Rule.Ref}
+				e := Entry{
+					ClusterKey{Service: s.Key, Port: p.Number, Subset: subset.Name},
+					AssignmentKey{Service: s.Key, Port: p.Number, Subset: subset.Name, Forced: said.TLS.Mode == mesh.TLSMesh},
+				}
+				if v.Rule.Host != "" {
+					e.Cluster.Said = contentOf(said)
+				}
+				if len(subset.Labels) > 0 {
+					e.Assignment.Labels = contentOf(subset.Labels)
+				}
+				emit(EntryKey{Layer{s.Key.Mesh, v.Client}, ClusterName(s.Key, p.Number, subset.Name)}, e, said, subset.Labels)
 			}
 		}
 	}
@@ -75,37 +118,25 @@ type ClusterSpec struct {
 }
 
 // Cluster gathers the cluster of a key. It returns false if the port is gone.
-func Cluster(r *graph.Reader, t *Tables, k ClusterKey) (ClusterSpec, bool) {
-	s, port, ok := servicePort(r, t, k)
+func Cluster(r *graph.Reader, t *Tables, k ClusterKey, said Said) (ClusterSpec, bool) {
+	s, port, ok := servicePort(r, t, k.Service, k.Port)
 	if !ok {
 		return ClusterSpec{}, false
 	}
-	c := t.ConfigOf(r, k.Service.Mesh)
-	rule := ruleFor(r, t, k)
 	origin := s.Ref.String()
-	if rule.Host != "" {
-		origin += ", " + rule.Ref.String()
+	if said.Rule != (mesh.Ref{}) {
+		origin += ", " + said.Rule.String()
 	}
 	return ClusterSpec{
-		Name: k.Name(), Service: k.Service, Label: s.Name, Port: k.Port, Subset: k.Subset, Protocol: port.Protocol,
-		Headless: s.Headless, TLS: tlsOf(r, t, c, s, k, rule.TLS(k.Port, k.Subset)), Rule: rule.Ref, Origin: origin,
+		Name: ClusterName(k.Service, k.Port, k.Subset), Service: k.Service, Label: s.Name, Port: k.Port, Subset: k.Subset, Protocol: port.Protocol,
+		Headless: s.Headless, TLS: tlsOf(r, t, t.ConfigOf(r, k.Service.Mesh), s, k, said.TLS), Rule: said.Rule, Origin: origin,
 	}, true
 }
 
-func ruleFor(r *graph.Reader, t *Tables, k ClusterKey) mesh.Rule {
-	seen, _ := graph.Get(r, t.Seen, k.Service)
-	for _, v := range seen {
-		if v.Client == k.Client {
-			return v.Rule
-		}
-	}
-	return mesh.Rule{}
-}
-
-func servicePort(r *graph.Reader, t *Tables, k ClusterKey) (mesh.Service, mesh.Port, bool) {
-	s, _ := graph.Get(r, t.Services, k.Service)
+func servicePort(r *graph.Reader, t *Tables, service mesh.ServiceKey, number uint32) (mesh.Service, mesh.Port, bool) {
+	s, _ := graph.Get(r, t.Services, service)
 	for _, p := range s.Ports {
-		if p.Number == k.Port {
+		if p.Number == number {
 			return s, p, true
 		}
 	}
@@ -226,30 +257,24 @@ type EndpointSpec struct {
 	Workload string // name;namespace;canonical name;canonical revision;cluster
 }
 
-// Assignment gathers the endpoints of a key that are ready. It returns false if the port is gone or clients choose the
-// endpoint themselves.
-func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool) {
-	s, port, ok := servicePort(r, t, k)
+// Assignment gathers the endpoints of a key that are ready and have its labels. It returns false if the port is gone or clients
+// choose the endpoint themselves.
+func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]string) (AssignmentSpec, bool) {
+	s, port, ok := servicePort(r, t, k.Service, k.Port)
 	if !ok || s.Headless {
 		return AssignmentSpec{}, false
 	}
-	rule := ruleFor(r, t, k)
-	var labels map[string]string
-	if i := slices.IndexFunc(rule.Subsets, func(s mesh.Subset) bool { return s.Name == k.Subset }); i >= 0 {
-		labels = rule.Subsets[i].Labels
-	}
-	forced := rule.TLS(k.Port, k.Subset).Mode == mesh.TLSMesh
 	at := map[mesh.Locality][]EndpointSpec{}
 	for _, row := range graph.Find(r, t.ByPort, mesh.ServicePort{Service: k.Service, Port: port.Name}) {
 		if !row.Val.Ready {
 			continue
 		}
-		spec := EndpointSpec{Address: row.Key.Address, Port: row.Key.Target, Mutual: forced}
+		spec := EndpointSpec{Address: row.Key.Address, Port: row.Key.Target, Mutual: k.Forced}
 		locality := mesh.Locality{Zone: row.Val.Zone}
 		w, known := behind(r, t, row.Val)
 		if known {
 			locality = w.Locality
-			spec.Mutual = forced || mutual(r, t, w, row.Key.Target)
+			spec.Mutual = k.Forced || mutual(r, t, w, row.Key.Target)
 			spec.Workload = strings.Join([]string{w.Owner, w.Key.Namespace, w.App, w.Revision, string(w.Key.Cluster)}, ";")
 		}
 		// The kubelet ends the applications while the EndpointSlice is still to be written.
@@ -258,7 +283,7 @@ func Assignment(r *graph.Reader, t *Tables, k ClusterKey) (AssignmentSpec, bool)
 		}
 		at[locality] = append(at[locality], spec)
 	}
-	out := AssignmentSpec{Name: k.Name(), Origin: s.Ref.String()}
+	out := AssignmentSpec{Name: ClusterName(k.Service, k.Port, k.Subset), Origin: s.Ref.String()}
 	for l, endpoints := range at {
 		out.Localities = append(out.Localities, LocalitySpec{l, endpoints})
 	}

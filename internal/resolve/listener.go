@@ -58,7 +58,7 @@ func Listeners(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey
 			if p.Protocol == mesh.Auto {
 				spec.Route = sniffedRoute(s, p)
 			}
-			spec.Cluster = ClusterKey{Service: s.Key, Port: p.Number}.Name()
+			spec.Cluster = ClusterName(s.Key, p.Number, "")
 			if len(s.Addresses) > 0 {
 				spec.Addresses = s.Addresses
 				add(spec, s.Addresses[0])

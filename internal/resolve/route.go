@@ -77,7 +77,7 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host))
 		for _, p := range s.Ports {
 			if p.Protocol.IsHTTP() {
 				spec := HostSpec{
-					Name: sniffedRoute(s, p), Domains: domains, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name(), Origin: s.Ref.String(),
+					Name: sniffedRoute(s, p), Domains: domains, Cluster: ClusterName(s.Key, p.Number, ""), Origin: s.Ref.String(),
 				}
 				emit(HostKey{Service: s.Key, Port: p.Number, Client: client}, Host{spec, spec.Content()})
 			}
@@ -193,7 +193,7 @@ func Sniffed(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey, 
 				continue
 			}
 			spec := SniffedSpec{Name: sniffedRoute(s, p), Host: HostSpec{
-				Name: sniffedRoute(s, p), Domains: []string{"*"}, Cluster: ClusterKey{Service: s.Key, Port: p.Number}.Name(),
+				Name: sniffedRoute(s, p), Domains: []string{"*"}, Cluster: ClusterName(s.Key, p.Number, ""),
 				Outside: outside(v), Origin: s.Ref.String(),
 			}}
 			emit(ListenerKey{Layer{s.Key.Mesh, v.Client}, spec.Name}, spec)
