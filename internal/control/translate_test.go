@@ -143,7 +143,9 @@ func (w *world) client(namespace, pod string, addresses ...string) map[string]ma
 	for _, g := range groups {
 		for typ, resources := range w.held[g] {
 			for name, r := range resources {
-				out[typ][name] = r
+				if out[typ][name] = r; r.Hides() {
+					delete(out[typ], name)
+				}
 			}
 		}
 	}

@@ -225,7 +225,10 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 	}
 	for range 150 {
 		layer, n := rnd.IntN(3), name()
-		switch rnd.IntN(10) {
+		switch rnd.IntN(11) {
+		case 10: // what earlier layers have of it
+			publish(layer, Change{Type: "cds", Set: []Resource{Hidden(n, "")}}, Change{Type: "eds", Set: []Resource{Hidden(n, "")}})
+			publish(layer, Change{Type: "lds", Set: []Resource{Hidden(name(), "")}}, Change{Type: "rds", Set: []Resource{Hidden(name(), "")}})
 		case 0, 1: // a cluster always has an assignment
 			eds := named(fmt.Sprintf("%s@e%d", n, version))
 			publish(layer, Change{Type: "eds", Set: []Resource{eds}}, Change{Type: "cds", Set: []Resource{resource(n), resource(name())}})
@@ -329,7 +332,11 @@ func FuzzStream(f *testing.F) {
 			case 0:
 				m.publish(int(take()%2), Change{Type: s.rule.URL, Set: []Resource{named(fmt.Sprint(name(), "@", take()%3))}})
 			case 1:
-				m.publish(int(take()%2), Change{Type: s.rule.URL, Remove: []string{name()}})
+				if layer, n := int(take()%2), name(); take()%2 == 0 {
+					m.publish(layer, Change{Type: s.rule.URL, Remove: []string{n}})
+				} else {
+					m.publish(layer, Change{Type: s.rule.URL, Set: []Resource{Hidden(n, "")}})
+				}
 			default:
 				q := &request{typeURL: s.rule.URL, nonce: []string{"", s.nonce, "old"}[take()%3], nack: take()%4 == 0}
 				for range take() % 3 {

@@ -16,7 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Resource is a sealed message: its bytes are shared by all clients and never change. Only Seal and Compose make one.
+// Resource is a sealed message: its bytes are shared by all clients and never change. Only Seal, Compose and Raw make one;
+// Hidden makes the absence of one.
 type Resource struct {
 	Name    string
 	Version string // of the content: equal bytes, equal version
@@ -32,6 +33,12 @@ type body struct {
 	// state-of-the-world entry has, so the latter is the former's end.
 	delta, sotw mem.BufferSlice
 }
+
+// Hidden is no resource: in the group that has it, the name hides what earlier groups of a client hold.
+func Hidden(name, origin string) Resource { return Resource{Name: name, Origin: origin} }
+
+// Hides reports whether r is Hidden.
+func (r Resource) Hides() bool { return r.body == nil }
 
 // Fragment is a part of a composite, marshalled once for all composites that hold it: a virtual host, a filter chain.
 type Fragment struct{ *sealed }
@@ -129,6 +136,9 @@ func (r Resource) Any() *anypb.Any {
 
 // fresh returns how many of the resource's parts it is the first to ask about.
 func (r Resource) fresh() (n uint64) {
+	if r.Hides() {
+		return 0
+	}
 	for _, p := range r.parts {
 		if !p.counted.Swap(true) {
 			n++

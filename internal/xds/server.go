@@ -23,7 +23,7 @@ type Group string
 type Change struct {
 	Group  Group
 	Type   string
-	Set    []Resource
+	Set    []Resource // or Hidden
 	Remove []string
 }
 
@@ -55,7 +55,7 @@ type Hello struct {
 type Session struct {
 	ID   string // of the client; streams of one client share it
 	Meta any    // for who reads Clients
-	// Groups returns what the client holds; later ones win by name. While the group that it needs is empty (one that is
+	// Groups returns what the client holds; later ones win by name, and may hide one of earlier ones. While the group that it needs is empty (one that is
 	// yet to be published, perhaps) the client is sent nothing: what it has from before would be taken from it. It needs
 	// none if needs is "". Groups is called on admission and by a Publish that names the session, within the step that it
 	// makes: it must neither block nor call the server. Nil: none.

@@ -18,7 +18,7 @@ const noReason = "the client gave no reason" // in place of an empty error_detai
 
 // group is the resources of a Group and the streams that hold it.
 type group struct {
-	types   map[string]map[string]*Resource // by type URL and name
+	types   map[string]map[string]*Resource // by type URL and name; one without body hides what earlier layers have
 	streams map[*stream]struct{}
 }
 
@@ -27,7 +27,11 @@ type layers []*group
 
 func (l layers) find(typeURL, name string) *Resource {
 	for _, g := range slices.Backward(l) {
-		if r := g.types[typeURL][name]; r != nil {
+		switch r := g.types[typeURL][name]; {
+		case r == nil:
+		case r.Hides():
+			return nil
+		default:
 			return r
 		}
 	}

@@ -51,7 +51,7 @@ func named(s string) Resource {
 
 // TestState runs scripts. A line is an event, or a response that the events before it must have caused, in order:
 //
-//	pub TYPE [N:]NAME@VERSION -NAME …   publish, into group N
+//	pub TYPE [N:]NAME@VERSION -NAME …   publish, into group N; !NAME hides it there
 //	req TYPE +NAME -NAME held=NAME@VERSION nonce=NONCE
 //	ack TYPE …, nack TYPE TEXT          as req, answers the last response
 //	say TYPE NAME@VERSION NAME          what Session.Ask finds, or not
@@ -71,6 +71,18 @@ func TestState(t *testing.T) {
 			name:  "a star is a wildcard, beside names too",
 			delta: "pub cds a@1 b@1\nreq cds +* +nope\nout cds a@1 b@1 -nope\nack cds\npub cds c@1\nout cds c@1",
 			sotw:  "pub cds a@1 b@1\nreq cds +* +nope\nout cds a@1 b@1\nack cds +* +nope\npub cds c@1\nout cds a@1 b@1 c@1",
+		},
+		{
+			name: "a later layer hides a name, and no longer",
+			delta: "pub cds a@1 b@1\npub cds 1:!a\nreq cds\nout cds b@1\nack cds\npub cds a@2\npub cds 1:-a\nout cds a@2\nack cds\n" +
+				"pub cds 1:!a\nout cds -a\nack cds\npub cds 1:a@3\nout cds a@3",
+			sotw: "pub cds a@1 b@1\npub cds 1:!a\nreq cds\nout cds b@1\nack cds\npub cds a@2\npub cds 1:-a\nout cds a@2 b@1\nack cds\n" +
+				"pub cds 1:!a\nout cds b@1\nack cds\npub cds 1:a@3\nout cds a@3 b@1",
+		},
+		{
+			name:  "a name that is asked for and hidden is not there",
+			delta: "pub rds a@1\npub rds 1:!a\nreq rds +a\nout rds -a\nack rds\npub rds 1:-a\nout rds a@1",
+			sotw:  "pub rds a@1\npub rds 1:!a\nreq rds +a\nout rds\nack rds +a\npub rds 1:-a\nout rds a@1",
 		},
 		{
 			name:  "explicit names of a wildcard type",
@@ -236,6 +248,8 @@ func runScript(t *testing.T, m *machine, script string) {
 				n, _ := strconv.Atoi(layer)
 				if name, ok := strings.CutPrefix(w, "-"); ok {
 					m.publish(n, Change{Type: args[0], Remove: []string{name}})
+				} else if name, ok := strings.CutPrefix(w, "!"); ok {
+					m.publish(n, Change{Type: args[0], Set: []Resource{Hidden(name, "")}})
 				} else {
 					m.publish(n, Change{Type: args[0], Set: []Resource{named(w)}})
 				}
