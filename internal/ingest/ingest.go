@@ -3,6 +3,7 @@
 package ingest
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -67,6 +68,27 @@ func visibility(exportTo, byDefault []string, own string) mesh.Visibility {
 	slices.Sort(v.Namespaces)
 	v.Namespaces = slices.Compact(v.Namespaces)
 	return v
+}
+
+// canonical returns the one spelling of an address, by which it is a key wherever it comes from; false for what is none. An IPv4
+// address written as IPv6 is the IPv4 one, and a zone says nothing outside of its node.
+func canonical(address string) (string, bool) {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return "", false
+	}
+	return a.Unmap().WithZone("").String(), true
+}
+
+// canonicals returns the addresses among what is given, in order.
+func canonicals(addresses []string) []string {
+	var out []string
+	for _, s := range addresses {
+		if a, ok := canonical(s); ok && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // list splits an annotation at commas.

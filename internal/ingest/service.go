@@ -64,12 +64,9 @@ func serviceKey(c mesh.Config, namespace, name string) mesh.ServiceKey {
 
 func addresses(s corev1.ServiceSpec) []string {
 	if len(s.ClusterIPs) > 0 {
-		return s.ClusterIPs
+		return canonicals(s.ClusterIPs)
 	}
-	if s.ClusterIP != "" {
-		return []string{s.ClusterIP}
-	}
-	return nil
+	return canonicals([]string{s.ClusterIP})
 }
 
 // protocols by the name that a port's appProtocol, or its name up to the first dash, begins with.
@@ -128,9 +125,13 @@ func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([
 			if len(e.Addresses) == 0 {
 				continue
 			}
+			address, ok := canonical(e.Addresses[0])
+			if !ok {
+				continue
+			}
 			ep := mesh.Endpoint{
 				Key: mesh.EndpointKey{
-					Service: serviceKey(c, k.Namespace, name), Port: port, Address: e.Addresses[0], Target: uint32(*p.Port),
+					Service: serviceKey(c, k.Namespace, name), Port: port, Address: address, Target: uint32(*p.Port),
 				},
 				Ready: e.Conditions.Ready == nil || *e.Conditions.Ready,
 			}

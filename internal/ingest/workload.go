@@ -47,12 +47,11 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 		Revision: cmp.Or(p.Labels[canonicalRevision], p.Labels["app.kubernetes.io/version"], p.Labels["version"]),
 	}
 	w.App = cmp.Or(p.Labels[canonicalName], p.Labels["app.kubernetes.io/name"], p.Labels["app"], w.Owner)
+	ips := []string{p.Status.PodIP}
 	for _, ip := range p.Status.PodIPs {
-		w.Addresses = append(w.Addresses, ip.IP)
+		ips = append(ips, ip.IP)
 	}
-	if len(w.Addresses) == 0 {
-		w.Addresses = []string{p.Status.PodIP}
-	}
+	w.Addresses = canonicals(ips)
 	var ports []corev1.ContainerPort
 	for _, container := range p.Spec.Containers {
 		ports = append(ports, container.Ports...)
