@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -84,8 +85,9 @@ type placement struct {
 }
 
 type findingKey struct {
-	About  mesh.Ref
-	Number int
+	About   mesh.Ref
+	Number  int    // in the object, in its own order
+	Message string // of what lies between objects
 }
 
 // NewPipeline builds the tables of o's mesh in g, in the order in which data flows through them.
@@ -228,7 +230,7 @@ func find[O metav1.Object](p *Pipeline, g *graph.Graph, name string, from *graph
 				return
 			}
 			for i, f := range find(p.tables.ConfigOf(r, p.id), k, o) {
-				emit(findingKey{f.About, i}, f)
+				emit(findingKey{About: f.About, Number: i}, f)
 			}
 		}))
 }
@@ -374,17 +376,55 @@ func (p *Pipeline) place(typeURL string, t *graph.Table[place, xds.Resource]) {
 	p.placed = append(p.placed, placement{typeURL, t})
 }
 
-// listeners builds the outbound listeners of services. Of two that want one name the older service gets it.
+// listeners builds the outbound listeners of services: what they want of each socket, who gets it, and what that makes.
 func (p *Pipeline) listeners(g *graph.Graph) {
-	specs := graph.Derive(g, "listeners", p.tables.Services,
-		graph.TableOptions[resolve.ListenerSpec]{Prefer: func(a, b resolve.ListenerSpec) bool { return a.Compare(b.Object) < 0 }},
-		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ListenerKey, resolve.ListenerSpec)) {
-			resolve.Listeners(r, &p.tables, s, emit)
+	t := &p.tables
+	bindings := graph.Derive(g, "bindings", t.Services, graph.TableOptions[resolve.Binding]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.BindingKey, resolve.Binding)) {
+			resolve.Bindings(r, t, s, emit)
 		})
-	p.place(listenerType, graph.Derive(g, "rendered.listeners", specs, sealedOnce,
-		func(_ *graph.Reader, k resolve.ListenerKey, s resolve.ListenerSpec, emit func(place, xds.Resource)) {
-			emit(place{groupOf(k.Layer), k.Name}, seal(listenerType, s.Name, s.Ref.String(), envoy.Listener(s)))
+	bySocket := graph.NewIndex(bindings, "bindings.socket", func(k resolve.BindingKey, _ resolve.Binding) []resolve.Socket {
+		return []resolve.Socket{k.Socket}
+	})
+	sockets := graph.Group(g, "sockets", bySocket, graph.TableOptions[[]resolve.Won]{},
+		func(_ *graph.Reader, k resolve.Socket, rows []graph.Row[resolve.BindingKey, resolve.Binding], emit func(resolve.Socket, []resolve.Won)) {
+			emit(k, resolve.Arbitrate(rows))
+		})
+	p.findings = append(p.findings, graph.Derive(g, "findings.sockets", bindings, graph.TableOptions[mesh.Finding]{},
+		func(r *graph.Reader, k resolve.BindingKey, b resolve.Binding, emit func(findingKey, mesh.Finding)) {
+			won, _ := graph.Get(r, sockets, k.Socket)
+			if lost := resolve.Lost(k, b, won); lost != "" {
+				f := mesh.Finding{About: b.Ref, Reason: "AddressTaken", Message: lost}
+				emit(findingKey{About: f.About, Message: f.Message}, f)
+			}
 		}))
+	specs := graph.Derive(g, "listeners", sockets, graph.TableOptions[resolve.ListenerSpec]{},
+		func(r *graph.Reader, k resolve.Socket, won []resolve.Won, emit func(resolve.ListenerKey, resolve.ListenerSpec)) {
+			resolve.Listeners(r, t, k, won, sockets, emit)
+		})
+	distinct := graph.Derive(g, "listeners.chains", specs, graph.TableOptions[struct{}]{},
+		func(_ *graph.Reader, _ resolve.ListenerKey, s resolve.ListenerSpec, emit func(resolve.Chain, struct{})) {
+			for _, c := range s.Chains {
+				emit(c, struct{}{})
+			}
+		})
+	chains := graph.Derive(g, "rendered.chains", distinct, freshFragment,
+		func(r *graph.Reader, c resolve.Chain, _ struct{}, emit func(resolve.Chain, []xds.Fragment)) {
+			emit(c, fragments(filterChains, envoy.OutboundChain(c, resolve.ProxyOf(t.ConfigOf(r, p.id)))))
+		})
+	once(p, g, "listeners", listenerType, specs,
+		func(k resolve.ListenerKey, _ resolve.ListenerSpec) place { return place{groupOf(k.Layer), k.Name} },
+		func(r *graph.Reader, s resolve.ListenerSpec) xds.Resource {
+			if s.Hidden {
+				return xds.Hidden(s.Name, s.Origin)
+			}
+			var parts []xds.Fragment
+			for _, c := range s.Chains {
+				f, _ := graph.Get(r, chains, c)
+				parts = append(parts, f...)
+			}
+			return compose(listenerType, s.Name, s.Origin, envoy.Listener(s, resolve.ProxyOf(t.ConfigOf(r, p.id))), parts)
+		})
 }
 
 // routes builds route configurations. Those of a port are put together of virtual hosts that are rendered once for all.
@@ -417,12 +457,22 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		func(r *graph.Reader, k resolve.RouteKey, _ struct{}, emit func(resolve.RouteKey, resolve.RouteSpec)) {
 			emit(k, resolve.Route(r, byPort, k))
 		})
+	p.findings = append(p.findings, graph.Derive(g, "findings.hosts", specs, graph.TableOptions[mesh.Finding]{},
+		func(_ *graph.Reader, _ resolve.RouteKey, s resolve.RouteSpec, emit func(findingKey, mesh.Finding)) {
+			for _, l := range s.Lost {
+				f := l.Finding(s.Name)
+				emit(findingKey{About: f.About, Message: f.Message}, f)
+			}
+		}))
 	once(p, g, "routes", routeType, specs,
 		func(k resolve.RouteKey, s resolve.RouteSpec) place { return place{groupOf(k.Layer), s.Name} },
 		func(r *graph.Reader, s resolve.RouteSpec) xds.Resource {
 			var parts []xds.Fragment
 			for _, h := range s.Hosts {
 				f, _ := graph.Get(r, rendered, h)
+				if cut, ok := s.Cut[h]; ok {
+					f = fragments(virtualHosts, envoy.Host(cut))
+				}
 				parts = append(parts, f...)
 			}
 			last, _ := graph.Get(r, catchAll, p.id)
@@ -546,7 +596,7 @@ func origin(s resolve.InboundSpec, c mesh.Config) string {
 }
 
 func groupOf(l resolve.Layer) xds.Group {
-	return xds.Group("layer/" + string(l.Mesh) + "/" + l.Namespace)
+	return xds.Group(fmt.Sprintf("layer/%s/%s/%d", l.Mesh, l.Namespace, l.Families))
 }
 
 func inboundGroup(id mesh.ID, k resolve.InboundKey) xds.Group {
@@ -663,7 +713,7 @@ func (p *Pipeline) Findings() []mesh.Finding {
 		rows = append(rows, t.All()...)
 	}
 	slices.SortFunc(rows, func(a, b graph.Row[findingKey, mesh.Finding]) int {
-		return cmp.Or(a.Key.About.Compare(b.Key.About), cmp.Compare(a.Key.Number, b.Key.Number))
+		return cmp.Or(a.Key.About.Compare(b.Key.About), cmp.Compare(a.Key.Number, b.Key.Number), cmp.Compare(a.Key.Message, b.Key.Message))
 	})
 	var out []mesh.Finding
 	for _, row := range rows {

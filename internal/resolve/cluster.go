@@ -79,7 +79,7 @@ func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, Ent
 				if len(subset.Labels) > 0 {
 					e.Assignment.Labels = contentOf(subset.Labels)
 				}
-				emit(EntryKey{Layer{s.Key.Mesh, v.Client}, ClusterName(s.Key, p.Number, subset.Name)}, e, said, subset.Labels)
+				emit(EntryKey{Layer{Mesh: s.Key.Mesh, Namespace: v.Client}, ClusterName(s.Key, p.Number, subset.Name)}, e, said, subset.Labels)
 			}
 		}
 	}

@@ -1,12 +1,169 @@
 package resolve
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
+
+// Socket is where connections are sent to.
+type Socket struct {
+	Mesh    mesh.ID
+	Address string // empty: every address that no other socket has
+	Port    uint32
+}
+
+// BindingKey names a service's wish for the connections to a socket.
+type BindingKey struct {
+	Socket  Socket
+	Service mesh.ServiceKey
+}
+
+// Compare orders keys by socket and service.
+func (k BindingKey) Compare(o BindingKey) int {
+	return cmp.Or(cmp.Compare(k.Socket.Mesh, o.Socket.Mesh), cmp.Compare(k.Socket.Address, o.Socket.Address),
+		cmp.Compare(k.Socket.Port, o.Socket.Port), k.Service.Compare(o.Service))
+}
+
+// Binding is a service's wish for the connections to a socket.
+type Binding struct {
+	mesh.Object
+	Protocol  mesh.Protocol
+	Addresses []string // of the service, the primary one first: one listener has all of them that it gets
+	Listed    bool     // a slice names the address; it is not the service's own
+	Barred    string   // why it can't have the socket, whoever else wants it; empty: it can
+	All       bool     // everybody sees it; else Clients do
+	Clients   []string
+}
+
+func (b Binding) sees(client string) bool { return b.All || slices.Contains(b.Clients, client) }
+
+// Bindings emits what a service wants. Requests on one port share a socket, whatever their destination; other protocols are
+// told apart by the service's addresses, or the addresses of its endpoints if it has none of its own.
+func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, Binding)) {
+	reach, _ := graph.Get(r, t.Reach, s.Key)
+	if !s.Export.All && len(reach) == 0 {
+		return
+	}
+	for _, p := range s.Ports {
+		b := Binding{Object: s.Object, Protocol: p.Protocol, All: s.Export.All, Clients: reach}
+		add := func(address string) {
+			emit(BindingKey{Socket{s.Key.Mesh, address, p.Number}, s.Key}, b)
+		}
+		if p.Protocol.IsHTTP() {
+			add("")
+			continue
+		}
+		b.Addresses = s.Addresses
+		for _, a := range s.Addresses {
+			add(a)
+		}
+		if !s.Headless {
+			continue
+		}
+		backends, _ := graph.Get(r, t.Backends, s.Key)
+		for _, a := range backends.Addresses {
+			b.Addresses, b.Listed, b.Barred = []string{a}, true, barred(r, t, s, a)
+			add(a)
+		}
+	}
+}
+
+// barred says why a slice may not name an address for a service: slices are written by users, and what is another service's,
+// or another namespace's workload's, is not theirs to take.
+func barred(r *graph.Reader, t *Tables, s mesh.Service, address string) string {
+	for _, row := range graph.Find(r, t.ByVirtual, address) {
+		return "is the address of " + row.Val.Ref.String()
+	}
+	for _, row := range graph.Find(r, t.ByAddress, address) {
+		if row.Key.Namespace != s.Key.Namespace {
+			return "is the address of Pod " + row.Key.Namespace + "/" + row.Key.Name
+		}
+	}
+	return ""
+}
+
+// Won is who has the connections to a socket, as clients of a namespace see it.
+type Won struct {
+	Client  string // empty: everybody whom no other names
+	Service mesh.ServiceKey
+	Binding
+}
+
+// Arbitrate decides between the services that want one socket: a service's own address comes before what slices list, then
+// the oldest has it. It decides for everybody, and for each namespace whose clients see it otherwise.
+func Arbitrate(rows []graph.Row[BindingKey, Binding]) []Won {
+	best := func(client string) (w Won, ok bool) {
+		for _, row := range rows {
+			if row.Val.Barred == "" && row.Val.sees(client) && (!ok || before(row.Val, w.Binding)) {
+				w, ok = Won{client, row.Key.Service, row.Val}, true
+			}
+		}
+		return w, ok
+	}
+	var out []Won
+	everybody, ok := best("")
+	if ok {
+		out = append(out, everybody)
+	}
+	if ok && rows[0].Key.Socket.Address == "" {
+		return out // the listener of requests is the same whoever has it
+	}
+	set := map[string]bool{}
+	for _, row := range rows {
+		for _, c := range row.Val.Clients {
+			set[c] = true
+		}
+	}
+	for _, c := range sorted(set) {
+		if w, seen := best(c); seen && w.Service != everybody.Service {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+func before(a, b Binding) bool {
+	if a.Listed != b.Listed {
+		return b.Listed
+	}
+	return a.Compare(b.Object) < 0
+}
+
+// winner returns who has a socket as clients of a namespace see it.
+func winner(won []Won, client string) (Won, bool) {
+	for _, w := range slices.Backward(won) {
+		if w.Client == client || w.Client == "" {
+			return w, true
+		}
+	}
+	return Won{}, false
+}
+
+// Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does.
+func Lost(k BindingKey, b Binding, won []Won) string {
+	what := "connections to " + k.Socket.Address
+	if b.Listed {
+		what = "connections to an address of its endpoints" // there may be many
+	}
+	if b.Barred != "" {
+		return fmt.Sprintf("port %d: %s are not its own, as that %s", k.Socket.Port, what, b.Barred)
+	}
+	clients := b.Clients
+	if b.All {
+		clients = []string{""}
+	}
+	for _, c := range clients {
+		if w, ok := winner(won, c); ok && w.Service != k.Service && k.Socket.Address != "" {
+			return fmt.Sprintf("port %d: %s go to %s, which has the same address and is older: give one of them another port", k.Socket.Port, what, w.Ref)
+		}
+	}
+	return ""
+}
 
 // ListenerKey is a listener's name in a layer.
 type ListenerKey struct {
@@ -14,17 +171,28 @@ type ListenerKey struct {
 	Name  string
 }
 
-// ListenerSpec is all that an outbound listener depends on.
-type ListenerSpec struct {
-	mesh.Object          // the service that has it; of several the oldest
-	Name        string   // first address and port
-	Addresses   []string // none: every address that no other listener has
-	Port        uint32
-	Protocol    mesh.Protocol
-	Route       string // route configuration of requests; empty for TCP
-	Cluster     string // where other connections go; empty: where unknown destinations go
-	Proxy       ProxySpec
+// Chain is a filter chain: what is done with which connections.
+type Chain struct {
+	Route   string // route configuration of requests; empty: bytes, that go to Cluster
+	Cluster string
+	Stat    string // names the listener in statistics of requests
+	Sniffed bool   // requests among connections of any protocol
 }
+
+// ListenerSpec is all that an outbound listener depends on, but what it takes from the mesh's configuration.
+type ListenerSpec struct {
+	Name      string // first address and port
+	Hidden    bool   // there is none, though everybody else has one of this name
+	Addresses []string
+	Port      uint32
+	Chains    []Chain
+	Else      string // where connections go that no chain is for: a cluster; empty: where unknown destinations go
+	Inspected bool   // the client's first bytes are waited for; else the server may be the first to speak
+	Origin    string
+}
+
+// Content stands for the content of the spec.
+func (s ListenerSpec) Content() Content { return contentOf(s) }
 
 // ProxySpec is what every listener takes from the mesh's configuration.
 type ProxySpec struct {
@@ -39,44 +207,92 @@ func ProxyOf(c mesh.Config) ProxySpec {
 	return ProxySpec{AccessLog: c.AccessLog, RegistryOnly: c.RegistryOnly, DetectionTimeout: c.DetectionTimeout, TrustDomains: c.TrustDomains}
 }
 
-// Listeners emits the outbound listeners of a service. Requests on one port share a listener, whatever their destination;
-// other protocols are told apart by the service's addresses, or the addresses of its endpoints if it has none of its own.
-func Listeners(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey, ListenerSpec)) {
-	proxy := ProxyOf(t.ConfigOf(r, s.Key.Mesh))
-	for _, client := range audiences(r, t, s) {
-		add := func(spec ListenerSpec, address string) {
-			spec.Name = fmt.Sprintf("%s_%d", address, spec.Port)
-			emit(ListenerKey{Layer{s.Key.Mesh, client}, spec.Name}, spec)
+// Listeners emits the listener that begins at a socket, in each layer that has another one than everybody, or none.
+func Listeners(r *graph.Reader, t *Tables, k Socket, won []Won, sockets *graph.Table[Socket, []Won], emit func(ListenerKey, ListenerSpec)) {
+	for _, f := range []Families{IPv4, IPv4 | IPv6} {
+		used := func(client string) (Layer, bool) {
+			l := Layer{Mesh: k.Mesh, Namespace: client, Families: f}
+			_, ok := graph.Get(r, t.Layers, l)
+			return l, ok
 		}
-		for _, p := range s.Ports {
-			spec := ListenerSpec{Object: s.Object, Port: p.Number, Protocol: p.Protocol, Proxy: proxy}
-			if p.Protocol.IsHTTP() {
-				spec.Route = fmt.Sprint(p.Number)
-				add(spec, "0.0.0.0")
+		all, ok := used("")
+		if !ok {
+			continue
+		}
+		everybody, had := listener(r, k, won, sockets, "", f)
+		if had {
+			emit(ListenerKey{all, everybody.Name}, everybody)
+		}
+		for _, client := range viewers(r, k, won, sockets) {
+			own, ok := used(client)
+			if !ok {
 				continue
 			}
-			if p.Protocol == mesh.Auto {
-				spec.Route = sniffedRoute(s, p)
-			}
-			spec.Cluster = ClusterName(s.Key, p.Number, "")
-			if len(s.Addresses) > 0 {
-				spec.Addresses = s.Addresses
-				add(spec, s.Addresses[0])
-			}
-			if s.Headless {
-				backends, _ := graph.Get(r, t.Backends, s.Key)
-				for _, a := range backends.Addresses {
-					if len(graph.Find(r, t.ByVirtual, a)) > 0 {
-						continue // slices are written by users: another service's address is not theirs to take
-					}
-					spec.Addresses = []string{a}
-					add(spec, a)
-				}
+			spec, has := listener(r, k, won, sockets, client, f)
+			switch {
+			case !has && had:
+				emit(ListenerKey{own, everybody.Name}, ListenerSpec{Name: everybody.Name, Hidden: true, Origin: everybody.Origin})
+			case has && !(had && spec.Content() == everybody.Content()):
+				emit(ListenerKey{own, spec.Name}, spec)
 			}
 		}
 	}
 }
 
-func sniffedRoute(s mesh.Service, p mesh.Port) string {
-	return fmt.Sprintf("%s:%d", s.Key.Host, p.Number)
+// viewers returns the client namespaces for which a listener at the socket may be another than for everybody.
+func viewers(r *graph.Reader, k Socket, won []Won, sockets *graph.Table[Socket, []Won]) []string {
+	set := map[string]bool{}
+	for _, w := range won {
+		for _, a := range w.Addresses {
+			others, _ := graph.Get(r, sockets, Socket{k.Mesh, a, k.Port})
+			for _, o := range others {
+				set[o.Client] = true
+			}
+		}
+		set[w.Client] = true
+	}
+	delete(set, "")
+	return sorted(set)
+}
+
+// listener makes the listener that begins at a socket: one for all addresses that its service has got, named after the first.
+func listener(r *graph.Reader, k Socket, won []Won, sockets *graph.Table[Socket, []Won], client string, f Families) (ListenerSpec, bool) {
+	w, ok := winner(won, client)
+	if !ok {
+		return ListenerSpec{}, false
+	}
+	spec := ListenerSpec{Port: k.Port, Origin: w.Ref.String()}
+	if k.Address == "" {
+		if spec.Addresses = []string{"0.0.0.0"}; f&IPv6 != 0 {
+			spec.Addresses = append(spec.Addresses, "::")
+		}
+		spec.Name = fmt.Sprintf("0.0.0.0_%d", k.Port)
+		spec.Chains, spec.Inspected = []Chain{{Route: fmt.Sprint(k.Port), Stat: spec.Name}}, true
+		return spec, true
+	}
+	for _, a := range w.Addresses {
+		if FamiliesOf([]string{a})&^f != 0 {
+			continue
+		}
+		others, _ := graph.Get(r, sockets, Socket{k.Mesh, a, k.Port})
+		if o, ok := winner(others, client); ok && o.Service == w.Service {
+			spec.Addresses = append(spec.Addresses, a)
+		}
+	}
+	if len(spec.Addresses) == 0 || spec.Addresses[0] != k.Address {
+		return ListenerSpec{}, false
+	}
+	spec.Name = fmt.Sprintf("%s_%d", k.Address, k.Port)
+	cluster := ClusterName(w.Service, k.Port, "")
+	if w.Protocol == mesh.Auto {
+		spec.Chains, spec.Inspected = []Chain{{Route: sniffedRoute(w.Service, k.Port), Stat: spec.Name, Sniffed: true}}, true
+		spec.Else = cluster
+	} else {
+		spec.Chains = []Chain{{Cluster: cluster}}
+	}
+	return spec, true
+}
+
+func sniffedRoute(s mesh.ServiceKey, port uint32) string {
+	return fmt.Sprintf("%s:%d", s.Host, port)
 }

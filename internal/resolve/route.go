@@ -4,6 +4,10 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
+	"hash/maphash"
+	"maps"
+	"math/bits"
+	"slices"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -37,7 +41,8 @@ func (s HostSpec) Content() Content { return contentOf(s) }
 // Host is a virtual host and the name of its content.
 type Host struct {
 	HostSpec
-	ID Content
+	ID    Content
+	Owner mesh.Object
 }
 
 // Hosts emits the virtual hosts of a service's HTTP ports. Clients of the service's own namespace, and those of namespaces
@@ -77,9 +82,9 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host))
 		for _, p := range s.Ports {
 			if p.Protocol.IsHTTP() {
 				spec := HostSpec{
-					Name: sniffedRoute(s, p), Domains: domains, Cluster: ClusterName(s.Key, p.Number, ""), Origin: s.Ref.String(),
+					Name: sniffedRoute(s.Key, p.Number), Domains: domains, Cluster: ClusterName(s.Key, p.Number, ""), Origin: s.Ref.String(),
 				}
-				emit(HostKey{Service: s.Key, Port: p.Number, Client: client}, Host{spec, spec.Content()})
+				emit(HostKey{Service: s.Key, Port: p.Number, Client: client}, Host{spec, spec.Content(), s.Object})
 			}
 		}
 	}
@@ -126,48 +131,139 @@ type RouteKey struct {
 type RouteSpec struct {
 	Name  string
 	Hosts []Content // in order of their names
+	// Cut are those of Hosts that older ones have left a part of their domains only: no rendering of theirs is there yet.
+	Cut map[Content]HostSpec
 	// Origins name the first few services among them.
 	Origins []string
+	Lost    []LostDomain
+}
+
+// LostDomain is a domain that a virtual host does not get, as an older one has it.
+type LostDomain struct {
+	Domain       string
+	Loser, Owner mesh.Ref
+}
+
+// Finding tells the loser's object.
+func (l LostDomain) Finding(route string) mesh.Finding {
+	return mesh.Finding{About: l.Loser, Reason: "HostTaken", Message: fmt.Sprintf(
+		"port %s: requests for %s go to %s, which has the same host and is older: give one of them another host or port", route, l.Domain, l.Owner)}
 }
 
 // Content stands for the content of the spec, so that layers which have the same share what is composed.
 func (s RouteSpec) Content() Content {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q", s.Name, s.Origins)
+	fmt.Fprintf(h, "%q %q %q", s.Name, s.Origins, s.Lost)
 	for _, host := range s.Hosts {
 		h.Write(host[:])
 	}
 	return Content(h.Sum(nil)[:16])
 }
 
-// Route gathers the virtual hosts of a route configuration: the layer's own variants, and everybody's for the rest.
+// Route gathers the virtual hosts of a route configuration: the layer's own variants, and everybody's for the rest. Of two that
+// want one domain the older has it: Envoy would refuse all of them.
 func Route(r *graph.Reader, byPort *graph.Index[PortKey, HostKey, Host], k RouteKey) RouteSpec {
-	all := graph.Find(r, byPort, PortKey{k.Port, ""})
-	var own []graph.Row[HostKey, Host]
+	hosts := graph.Find(r, byPort, PortKey{k.Port, ""})
 	if k.Layer.Namespace != "" {
-		own = graph.Find(r, byPort, PortKey{k.Port, k.Layer.Namespace})
+		hosts = overlay(hosts, graph.Find(r, byPort, PortKey{k.Port, k.Layer.Namespace}))
 	}
-	spec := RouteSpec{Name: fmt.Sprint(k.Port), Hosts: make([]Content, 0, len(all)+len(own))}
-	add := func(h Host) {
-		spec.Hosts = append(spec.Hosts, h.ID)
+	spec := RouteSpec{Name: fmt.Sprint(k.Port), Hosts: make([]Content, 0, len(hosts))}
+	lost := arbitrate(hosts)
+	for i, row := range hosts {
+		id := row.Val.ID
+		if len(lost[i]) > 0 {
+			cut := row.Val.HostSpec
+			cut.Domains = slices.DeleteFunc(slices.Clone(cut.Domains), func(d string) bool { _, gone := lost[i][d]; return gone })
+			for _, d := range slices.Sorted(maps.Keys(lost[i])) {
+				spec.Lost = append(spec.Lost, LostDomain{d, row.Val.Owner.Ref, hosts[lost[i][d]].Val.Owner.Ref})
+			}
+			if len(cut.Domains) == 0 {
+				continue
+			}
+			if id = cut.Content(); spec.Cut == nil {
+				spec.Cut = map[Content]HostSpec{}
+			}
+			spec.Cut[id] = cut
+		}
+		spec.Hosts = append(spec.Hosts, id)
 		if len(spec.Origins) < 5 {
-			spec.Origins = append(spec.Origins, h.Origin)
+			spec.Origins = append(spec.Origins, row.Val.Origin)
 		}
-	}
-	for _, row := range all {
-		for len(own) > 0 && own[0].Key.Service.Compare(row.Key.Service) < 0 {
-			add(own[0].Val)
-			own = own[1:]
-		}
-		if len(own) > 0 && own[0].Key.Service == row.Key.Service {
-			continue // the next but one
-		}
-		add(row.Val)
-	}
-	for _, row := range own {
-		add(row.Val)
 	}
 	return spec
+}
+
+// overlay puts own rows in place of those of the same services, and among the rest; all are in order of services.
+func overlay(all, own []graph.Row[HostKey, Host]) []graph.Row[HostKey, Host] {
+	out := make([]graph.Row[HostKey, Host], 0, len(all)+len(own))
+	for _, row := range all {
+		for len(own) > 0 && own[0].Key.Service.Compare(row.Key.Service) < 0 {
+			out, own = append(out, own[0]), own[1:]
+		}
+		if len(own) == 0 || own[0].Key.Service != row.Key.Service {
+			out = append(out, row)
+		}
+	}
+	return append(out, own...)
+}
+
+// arbitrate returns which domains each host loses, and to which one, by position.
+func arbitrate(hosts []graph.Row[HostKey, Host]) map[int]map[string]int {
+	owners := map[string]int{} // of those that more than one host may want
+	for _, d := range repeated(hosts) {
+		owners[d] = -1
+	}
+	if len(owners) == 0 {
+		return nil
+	}
+	each := func(f func(i, owner int, domain string)) {
+		for i, row := range hosts {
+			for _, d := range row.Val.Domains {
+				if owner, ok := owners[d]; ok {
+					f(i, owner, d)
+				}
+			}
+		}
+	}
+	each(func(i, owner int, d string) {
+		if owner < 0 || hosts[i].Val.Owner.Compare(hosts[owner].Val.Owner) < 0 {
+			owners[d] = i
+		}
+	})
+	lost := map[int]map[string]int{}
+	each(func(i, owner int, d string) {
+		if owner != i {
+			if lost[i] == nil {
+				lost[i] = map[string]int{}
+			}
+			lost[i][d] = owner
+		}
+	})
+	return lost
+}
+
+// repeated returns the domains that more than one host has, and with them perhaps some whose hash another has. It is asked of
+// all domains at each change of any, and nearly always there are none: a table of hashes takes a tenth of what a map takes.
+func repeated(hosts []graph.Row[HostKey, Host]) (out []string) {
+	n := 0
+	for _, row := range hosts {
+		n += len(row.Val.Domains)
+	}
+	seen, seed := make([]uint64, 2<<bits.Len(uint(n))), maphash.MakeSeed()
+	for _, row := range hosts {
+		for _, d := range row.Val.Domains {
+			h := maphash.String(seed, d) | 1 // 0 is an empty slot
+			at := h >> 1 & uint64(len(seen)-1)
+			for seen[at] != 0 && seen[at] != h {
+				at = (at + 1) & uint64(len(seen)-1)
+			}
+			if seen[at] == h {
+				out = append(out, d)
+			}
+			seen[at] = h
+		}
+	}
+	return out
 }
 
 // SniffedSpec is all that the route configuration depends on that requests on a port of unknown protocol take: its listener
@@ -192,11 +288,11 @@ func Sniffed(r *graph.Reader, t *Tables, s mesh.Service, emit func(ListenerKey, 
 			if v.Client != "" && s.Export.All && outside(v) == outside(seen[0]) {
 				continue
 			}
-			spec := SniffedSpec{Name: sniffedRoute(s, p), Host: HostSpec{
-				Name: sniffedRoute(s, p), Domains: []string{"*"}, Cluster: ClusterName(s.Key, p.Number, ""),
+			spec := SniffedSpec{Name: sniffedRoute(s.Key, p.Number), Host: HostSpec{
+				Name: sniffedRoute(s.Key, p.Number), Domains: []string{"*"}, Cluster: ClusterName(s.Key, p.Number, ""),
 				Outside: outside(v), Origin: s.Ref.String(),
 			}}
-			emit(ListenerKey{Layer{s.Key.Mesh, v.Client}, spec.Name}, spec)
+			emit(ListenerKey{Layer{Mesh: s.Key.Mesh, Namespace: v.Client}, spec.Name}, spec)
 		}
 	}
 }

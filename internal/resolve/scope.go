@@ -82,12 +82,17 @@ func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
 type Layer struct {
 	Mesh      mesh.ID
 	Namespace string
+	Families  Families
 }
 
 // Layers returns what a client of the scope holds, always in this order: of two resources with one name the later layer's counts.
 // What is particular to its workload is found by InboundKey.
 func (s Scope) Layers() []Layer {
-	return []Layer{{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Namespace}}
+	f := s.Families | IPv4 // which every kernel has, if only within the pod
+	return []Layer{
+		{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Namespace},
+		{Mesh: s.Mesh, Families: f}, {Mesh: s.Mesh, Namespace: s.Namespace, Families: f},
+	}
 }
 
 // Used reports whether clients of a namespace are connected: nothing is made for others.

@@ -19,44 +19,44 @@ import (
 
 const alpnFilter = "envoy.filters.http.set_filter_state"
 
-// Listener renders an outbound listener. It is never bound: virtualOutbound hands over what was sent to its address.
-func Listener(s resolve.ListenerSpec) *listenerv3.Listener {
+// Listener renders an outbound listener, but for its filter chains. It is never bound: virtualOutbound hands over what was sent
+// to its addresses.
+func Listener(s resolve.ListenerSpec, p resolve.ProxySpec) *listenerv3.Listener {
 	l := &listenerv3.Listener{
 		Name:             s.Name,
 		BindToPort:       wrapperspb.Bool(false),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-		AccessLog:        unmatchedLog(s.Proxy.AccessLog),
+		AccessLog:        unmatchedLog(p.AccessLog),
 	}
-	addresses := s.Addresses
-	if len(addresses) == 0 {
-		addresses = []string{"0.0.0.0", "::"}
-	}
-	bind(l, s.Port, addresses...)
-	var tcp *listenerv3.FilterChain
-	if s.Cluster == "" {
-		tcp = &listenerv3.FilterChain{Name: "PassthroughFilterChain", Filters: tcpProxy(unknown(s.Proxy), s.Proxy.AccessLog)}
-	} else {
-		tcp = &listenerv3.FilterChain{Filters: tcpProxy(s.Cluster, s.Proxy.AccessLog)}
-	}
-	if s.Route == "" {
-		// No inspector: it would wait for the client's first bytes, and the server may be the one to speak first.
-		l.FilterChains = []*listenerv3.FilterChain{tcp}
+	bind(l, s.Port, s.Addresses...)
+	if !s.Inspected {
 		return l
 	}
-	l.DefaultFilterChain = tcp
 	l.ListenerFilters = []*listenerv3.ListenerFilter{httpInspector(nil)}
-	l.ListenerFiltersTimeout = span(s.Proxy.DetectionTimeout)
+	l.ListenerFiltersTimeout = span(p.DetectionTimeout)
 	l.ContinueOnListenerFiltersTimeout = true
-	m := manager("outbound_"+s.Name, s.Proxy.AccessLog)
-	m.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: s.Route, ConfigSource: ads(0)}}
-	if s.Protocol == mesh.Auto {
+	if s.Else == "" {
+		l.DefaultFilterChain = &listenerv3.FilterChain{Name: "PassthroughFilterChain", Filters: tcpProxy(unknown(p), p.AccessLog)}
+	} else {
+		l.DefaultFilterChain = &listenerv3.FilterChain{Filters: tcpProxy(s.Else, p.AccessLog)}
+	}
+	return l
+}
+
+// OutboundChain renders a filter chain of an outbound listener.
+func OutboundChain(c resolve.Chain, p resolve.ProxySpec) *listenerv3.FilterChain {
+	if c.Route == "" {
+		return &listenerv3.FilterChain{Filters: tcpProxy(c.Cluster, p.AccessLog)}
+	}
+	m := manager("outbound_"+c.Stat, p.AccessLog)
+	m.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: c.Route, ConfigSource: ads(0)}}
+	if c.Sniffed {
 		m.HttpFilters = append([]*hcmv3.HttpFilter{meshHTTPFilter()}, m.HttpFilters...)
 	}
-	l.FilterChains = []*listenerv3.FilterChain{{
+	return &listenerv3.FilterChain{
 		FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer", ApplicationProtocols: plainHTTP},
 		Filters:          []*listenerv3.Filter{http(m)},
-	}}
-	return l
+	}
 }
 
 // plainHTTP is what the HTTP inspector says of a connection that carries requests.
