@@ -259,6 +259,9 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 	t.ByService = graph.NewIndex(endpoints, "endpoints.service", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServiceKey {
 		return []mesh.ServiceKey{k.Service}
 	})
+	t.ByBackend = graph.NewIndex(endpoints, "endpoints.address", func(k mesh.EndpointKey, _ mesh.Endpoint) []resolve.Backend {
+		return []resolve.Backend{{Mesh: k.Service.Mesh, Namespace: k.Service.Namespace, Address: k.Address}}
+	})
 	t.ByPort = graph.NewIndex(endpoints, "endpoints.port", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServicePort {
 		return []mesh.ServicePort{{Service: k.Service, Port: k.Port}}
 	})

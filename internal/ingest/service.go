@@ -72,7 +72,7 @@ func addresses(s corev1.ServiceSpec) []string {
 // protocols by the name that a port's appProtocol, or its name up to the first dash, begins with.
 var protocols = map[string]mesh.Protocol{
 	"http": mesh.HTTP, "http2": mesh.HTTP2, "grpc": mesh.HTTP2,
-	"https": mesh.TCP, "tls": mesh.TCP, "tcp": mesh.TCP, "mongo": mesh.TCP, "mysql": mesh.TCP, "redis": mesh.TCP, "http_proxy": mesh.TCP,
+	"https": mesh.TCP, "tls": mesh.TCP, "tcp": mesh.TCP, "mongo": mesh.TCP, "mysql": mesh.TCP, "redis": mesh.TCP, "http_proxy": mesh.HTTP,
 	"kubernetes.io/h2c": mesh.HTTP2, "kubernetes.io/ws": mesh.HTTP, "kubernetes.io/wss": mesh.TCP,
 }
 

@@ -25,6 +25,13 @@ func Locality(n *corev1.Node) mesh.Locality {
 	}
 }
 
+// labelledLocality reads where a pod says that it is, REGION.ZONE.SUBZONE: labels hold no slash.
+func labelledLocality(label string) mesh.Locality {
+	region, rest, _ := strings.Cut(label, ".")
+	zone, subzone, _ := strings.Cut(rest, ".")
+	return mesh.Locality{Region: region, Zone: zone, SubZone: subzone}
+}
+
 // Workload reads a pod that runs at a locality. It returns false for a pod that is nobody's peer: it has no address yet,
 // or it has ended and its address may be another's by now.
 func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) (mesh.Workload, bool) {
@@ -45,6 +52,9 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 		Ending:   p.DeletionTimestamp != nil,
 		Owner:    owner(k.Name, p),
 		Revision: cmp.Or(p.Labels[canonicalRevision], p.Labels["app.kubernetes.io/version"], p.Labels["version"]),
+	}
+	if l := p.Labels["istio-locality"]; l != "" {
+		w.Locality = labelledLocality(l)
 	}
 	w.App = cmp.Or(p.Labels[canonicalName], p.Labels["app.kubernetes.io/name"], p.Labels["app"], w.Owner)
 	ips := []string{p.Status.PodIP}

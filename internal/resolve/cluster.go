@@ -202,12 +202,12 @@ func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, m
 	plain := false
 	for _, row := range rows {
 		addresses[row.Key.Address] = true
-		w, known := behind(r, t, row.Val)
+		w, known, foreign := behind(r, t, row.Val)
 		switch {
 		case known:
 			accounts[w.Identity.String()] = true
 			plain = plain || !mutual(r, t, w, row.Key.Target)
-		case row.Val.Workload == mesh.WorkloadKey{}:
+		case foreign:
 			plain = true
 		default: // a pod that has ended, or is yet to be seen: it says nothing about the others
 		}
@@ -223,17 +223,25 @@ func mutual(r *graph.Reader, t *Tables, w mesh.Workload, port uint32) bool {
 }
 
 // behind returns the workload that has an endpoint's address. What the endpoint says of its workload counts only if the
-// workload really has that address: slices are written by users.
-func behind(r *graph.Reader, t *Tables, e mesh.Endpoint) (mesh.Workload, bool) {
+// workload really has that address: slices are written by users. It reports whether the workload is known, and if not, whether
+// that is because there is none: an endpoint that names a workload which is yet to be seen, gone, or elsewhere is nobody's to
+// connect to, as its address may be another's by now.
+func behind(r *graph.Reader, t *Tables, e mesh.Endpoint) (w mesh.Workload, known, foreign bool) {
 	if e.Workload != (mesh.WorkloadKey{}) {
 		w, ok := graph.Get(r, t.Workloads, e.Workload)
-		return w, ok && slices.Contains(w.Addresses, e.Key.Address)
+		return w, ok && slices.Contains(w.Addresses, e.Key.Address), false
 	}
 	rows := graph.Find(r, t.ByAddress, e.Key.Address)
-	if len(rows) != 1 {
-		return mesh.Workload{}, false
+	for _, row := range rows {
+		if row.Val.Ending && len(rows) > 1 {
+			continue // the address is its successor's
+		}
+		if known {
+			return mesh.Workload{}, false, false // whose it is remains to be seen
+		}
+		w, known = row.Val, true
 	}
-	return rows[0].Val, true
+	return w, known, len(rows) == 0
 }
 
 // AssignmentSpec is all that a service's assignment depends on.
@@ -271,7 +279,10 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 		}
 		spec := EndpointSpec{Address: row.Key.Address, Port: row.Key.Target, Mutual: k.Forced}
 		locality := mesh.Locality{Zone: row.Val.Zone}
-		w, known := behind(r, t, row.Val)
+		w, known, foreign := behind(r, t, row.Val)
+		if !known && !foreign {
+			continue
+		}
 		if known {
 			locality = w.Locality
 			spec.Mutual = k.Forced || mutual(r, t, w, row.Key.Target)

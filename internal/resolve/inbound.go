@@ -45,17 +45,13 @@ func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpe
 			ports[port] = InboundPort{Port: port, Mode: mode}
 		}
 	}
-	for _, s := range selecting(r, t, w) {
-		for _, sp := range s.Ports {
-			target := sp.Target
-			if sp.TargetName != "" {
-				target = w.Ports[sp.TargetName]
-			}
-			if target == 0 || mesh.ProxyPort(target) || ports[target].Service != 0 {
-				continue
-			}
-			ports[target] = InboundPort{Port: target, Service: sp.Number, Protocol: sp.Protocol, Mode: p.At(target)}
+	for _, f := range slices.SortedFunc(slices.Values(append(selecting(r, t, w), listing(r, t, id, w)...)), func(a, b front) int {
+		return a.service.Compare(b.service.Object)
+	}) {
+		if f.target == 0 || mesh.ProxyPort(f.target) || ports[f.target].Service != 0 {
+			continue
 		}
+		ports[f.target] = InboundPort{Port: f.target, Service: f.port.Number, Protocol: f.port.Protocol, Mode: p.At(f.target)}
 	}
 	return InboundSpec{
 		Ports: slices.SortedFunc(maps.Values(ports), func(a, b InboundPort) int {
@@ -66,18 +62,53 @@ func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpe
 	}
 }
 
-// selecting returns the services that a workload is part of, the oldest first.
-func selecting(r *graph.Reader, t *Tables, w mesh.Workload) []mesh.Service {
-	var out []mesh.Service
+// front is a service's port in front of one of a workload.
+type front struct {
+	service mesh.Service
+	port    mesh.Port
+	target  uint32
+}
+
+// selecting returns the ports of services whose selector a workload has, in order of a service's own.
+func selecting(r *graph.Reader, t *Tables, w mesh.Workload) []front {
+	var out []front
 	for _, label := range slices.Sorted(maps.Keys(w.Labels)) {
 		for _, row := range graph.Find(r, t.BySelector, SelectorKey{w.Key.Namespace, label, w.Labels[label]}) {
-			if mesh.Selects(row.Val.Selector, w.Labels) {
-				out = append(out, row.Val)
+			if !mesh.Selects(row.Val.Selector, w.Labels) {
+				continue
+			}
+			for _, p := range row.Val.Ports {
+				target := p.Target
+				if p.TargetName != "" {
+					target = w.Ports[p.TargetName]
+				}
+				out = append(out, front{row.Val, p, target})
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b mesh.Service) int { return a.Compare(b.Object) })
 	return out
+}
+
+// listing returns the ports of services without selector, of the workload's own namespace, whose slices have its address.
+func listing(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) []front {
+	var out []front
+	for _, address := range w.Addresses {
+		for _, row := range graph.Find(r, t.ByBackend, Backend{id, w.Key.Namespace, address}) {
+			s, _ := graph.Get(r, t.Services, row.Key.Service)
+			for _, p := range s.Ports {
+				if p.Name == row.Key.Port && len(s.Selector) == 0 {
+					out = append(out, front{s, p, row.Key.Target})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Backend is an address behind services of a namespace.
+type Backend struct {
+	Mesh               mesh.ID
+	Namespace, Address string
 }
 
 // SelectorKeys returns under what BySelector finds a service.

@@ -30,6 +30,7 @@ type Tables struct {
 	BySelector *graph.Index[SelectorKey, mesh.ServiceKey, mesh.Service]       // services that may select a workload
 	ByAddress  *graph.Index[string, mesh.WorkloadKey, mesh.Workload]          // workloads that own an address
 	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
+	ByBackend  *graph.Index[Backend, mesh.EndpointKey, mesh.Endpoint]
 	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
 	ByHost     *graph.Index[string, RulesKey, Rules]                      // rules with clients of their own namespace, by host as written
 	ByLabel    *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy] // policies that may be for a workload

@@ -90,11 +90,19 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host))
 	}
 }
 
-// aliased returns the services that are another name of one, in order of their hosts.
+// aliased returns the services that are another name of one, or of another name of it, the nearest first. Names may go in a
+// circle.
 func aliased(r *graph.Reader, t *Tables, s mesh.Service) []mesh.Service {
 	var out []mesh.Service
-	for _, row := range graph.Find(r, t.ByAlias, s.Key.Host) {
-		out = append(out, row.Val)
+	seen := map[mesh.ServiceKey]bool{s.Key: true}
+	for hosts := []string{s.Key.Host}; len(hosts) > 0; hosts = hosts[1:] {
+		for _, row := range graph.Find(r, t.ByAlias, hosts[0]) {
+			if !seen[row.Key] {
+				seen[row.Key] = true
+				out = append(out, row.Val)
+				hosts = append(hosts, row.Key.Host)
+			}
+		}
 	}
 	return out
 }

@@ -90,8 +90,10 @@ type Layer struct {
 func (s Scope) Layers() []Layer {
 	f := s.Families | IPv4 // which every kernel has, if only within the pod
 	return []Layer{
-		{Mesh: s.Mesh}, {Mesh: s.Mesh, Namespace: s.Namespace},
-		{Mesh: s.Mesh, Families: f}, {Mesh: s.Mesh, Namespace: s.Namespace, Families: f},
+		{Mesh: s.Mesh},
+		{Mesh: s.Mesh, Namespace: s.Namespace},
+		{Mesh: s.Mesh, Families: f},
+		{Mesh: s.Mesh, Namespace: s.Namespace, Families: f},
 	}
 }
 
