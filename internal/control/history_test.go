@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -375,6 +376,20 @@ func TestBadObjectHurtsNoOther(t *testing.T) {
 	}
 	if now := h[group][clusterType][name("s10")].Version; now == was {
 		t.Error("another service's change is not sent")
+	}
+	unmade := func() (out []string) {
+		for _, f := range c.Findings() {
+			out = append(out, f.About.String()+" "+f.Reason)
+		}
+		return out
+	}
+	if got := unmade(); !slices.Equal(got, []string{"Service n0/s0 NotMade"}) {
+		t.Errorf("findings are %v", got)
+	}
+	c.DestinationRules.Delete(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "bad"})
+	c.graph.Step()
+	if got := unmade(); len(got) > 0 {
+		t.Errorf("findings are %v after the rule is gone", got)
 	}
 }
 

@@ -65,6 +65,7 @@ type Pipeline struct {
 	scopes   *graph.Table[mesh.WorkloadKey, resolve.Scope]
 	proxies  *graph.Table[mesh.WorkloadKey, proxy]
 	placed   []placement
+	faults   func() []graph.Fault
 }
 
 // proxy is what a connected client holds: decided in one row, so that nobody puts it together of two revisions.
@@ -92,7 +93,7 @@ type findingKey struct {
 
 // NewPipeline builds the tables of o's mesh in g, in the order in which data flows through them.
 func NewPipeline(g *graph.Graph, o Options) *Pipeline {
-	p := &Pipeline{id: o.Mesh, system: o.Namespace, revision: o.Revision}
+	p := &Pipeline{id: o.Mesh, system: o.Namespace, revision: o.Revision, faults: g.Faults}
 	p.Sources = &Sources{
 		MeshConfig:          graph.NewSource[mesh.ID, *meshv1alpha1.MeshConfig](g, "source.meshconfig", same),
 		Memberships:         graph.NewSource[mesh.ObjectKey, *heddlev1alpha1.Membership](g, "source.memberships", same),
@@ -715,6 +716,10 @@ func (p *Pipeline) Findings() []mesh.Finding {
 	for _, t := range p.findings {
 		rows = append(rows, t.All()...)
 	}
+	for _, f := range p.faults() {
+		found := p.unmade(f)
+		rows = append(rows, graph.Row[findingKey, mesh.Finding]{Key: findingKey{About: found.About, Message: found.Message}, Val: found})
+	}
 	slices.SortFunc(rows, func(a, b graph.Row[findingKey, mesh.Finding]) int {
 		return cmp.Or(a.Key.About.Compare(b.Key.About), cmp.Compare(a.Key.Number, b.Key.Number), cmp.Compare(a.Key.Message, b.Key.Message))
 	})
@@ -723,4 +728,25 @@ func (p *Pipeline) Findings() []mesh.Finding {
 		out = append(out, row.Val)
 	}
 	return out
+}
+
+// unmade says which object a row is about that could not be made.
+func (p *Pipeline) unmade(f graph.Fault) mesh.Finding {
+	about := mesh.Ref{Kind: "Mesh", Name: string(p.id)}
+	service := func(k mesh.ServiceKey) {
+		if s, ok := p.tables.Services.Lookup(k); ok {
+			about = s.Ref
+		}
+	}
+	switch k := f.Key.(type) {
+	case resolve.ClusterKey:
+		service(k.Service)
+	case resolve.AssignmentKey:
+		service(k.Service)
+	case mesh.ServiceKey:
+		service(k)
+	}
+	why, _, _ := strings.Cut(f.Err.Error(), "\n")
+	return mesh.Finding{About: about, Reason: "NotMade", Message: fmt.Sprintf(
+		"proxies keep what they have, as its change can't be given to them: mend it, or a rule for it (%s)", why)}
 }

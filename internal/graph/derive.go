@@ -67,6 +67,7 @@ type derived[PK comparable, PV any, K comparable, V any] struct {
 	order  func(a, b PK) int
 
 	tasks   map[PK]*task[PK, K, V]
+	faults  map[PK]struct{}         // rows that the graph knows as faulty
 	dirty   []*task[PK, K, V]       // to evaluate in the next step, besides those whose row of from changed
 	claims  map[K][]claim[PK, K, V] // in order of the inputs; nearly always one
 	workers []*worker[PK, PV, K, V]
@@ -135,6 +136,7 @@ func (d *derived[PK, PV, K, V]) due() (work, gone []*task[PK, K, V]) {
 			t.markDirty()
 		case t != nil:
 			delete(d.tasks, c.Key)
+			d.mended(c.Key)
 			t.gone, t.outcome = true, &outcome[K, V]{dropped: t.outs}
 			gone = append(gone, t)
 		}
@@ -223,14 +225,28 @@ func (d *derived[PK, PV, K, V]) evaluate(work []*task[PK, K, V]) {
 	wg.Wait()
 	for _, t := range work {
 		if t.fault == nil {
+			d.mended(t.key)
 			continue
 		}
 		if d.graph.opts.Strict {
 			panic(t.fault.Error())
 		}
 		d.panics.Add(1)
+		if d.faults == nil {
+			d.faults = map[PK]struct{}{}
+		}
+		d.faults[t.key] = struct{}{}
+		d.graph.judge(d.name, t.key, t.fault)
 		d.graph.opts.Log.Error("table's function panicked; the row keeps its last output",
 			slog.String("table", d.name), slog.Any("key", t.key), slog.Any("err", t.fault))
+	}
+}
+
+// mended has a row forgotten that was faulty.
+func (d *derived[PK, PV, K, V]) mended(k PK) {
+	if _, ok := d.faults[k]; ok {
+		delete(d.faults, k)
+		d.graph.judge(d.name, k, nil)
 	}
 }
 

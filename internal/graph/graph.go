@@ -12,7 +12,7 @@
 // and, for rows of one table, at the same time.
 //
 // A panic in a function given to Derive or Group is logged with the table, the key and the stack, and counted
-// ([Meter.Panics]); the row keeps what it emitted last until one of its inputs changes. One object that a translation
+// ([Meter.Panics], [Graph.Faults]); the row keeps what it emitted last until one of its inputs changes. One object that a translation
 // chokes on must not take its mesh's control plane down, and again at every restart. A panic anywhere else (equality,
 // preference, index keys, OnPublish) breaks an invariant: it ends the process, and its text names table and key.
 package graph
@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -63,6 +64,9 @@ type Graph struct {
 	owned atomic.Bool // Run or Step is active
 	view  atomic.Pointer[view]
 	seed  maphash.Seed // of deepHash
+
+	faulty sync.Mutex // guards faults
+	faults map[faultKey]Fault
 
 	batch sync.RWMutex // held for reading by Batch, for writing while a round takes what is staged
 
@@ -290,6 +294,40 @@ type meter struct {
 	rows              atomic.Int64
 	evaluated, panics atomic.Uint64
 	nanos             atomic.Int64
+}
+
+// Fault is a row whose function panicked when it was called last.
+type Fault struct {
+	Table string
+	Key   any // of the input
+	Err   error
+}
+
+type faultKey struct {
+	table string
+	key   any
+}
+
+// Faults returns the rows that keep an earlier output as their function panicked, in no particular order. Safe for concurrent use.
+func (g *Graph) Faults() []Fault {
+	g.faulty.Lock()
+	defer g.faulty.Unlock()
+	return slices.Collect(maps.Values(g.faults))
+}
+
+// judge notes how a row's last call ended.
+func (g *Graph) judge(table string, key any, err error) {
+	g.faulty.Lock()
+	defer g.faulty.Unlock()
+	at := faultKey{table, key}
+	switch {
+	case err == nil:
+		delete(g.faults, at)
+	case g.faults == nil:
+		g.faults = map[faultKey]Fault{at: {table, key, err}}
+	default:
+		g.faults[at] = Fault{table, key, err}
+	}
 }
 
 // Meter is what one table or index has cost since the graph was built.
