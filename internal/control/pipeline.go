@@ -170,6 +170,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 		_, found := ingest.Endpoints(c, k, o)
 		return found
 	})
+	find(p, g, "services", p.Services.Table, ingest.ServiceFindings)
 	rules := parsed(p, g, "rules", p.DestinationRules.Table, ingest.Rule)
 	policies := parsed(p, g, "policies", p.PeerAuthentications.Table, ingest.PeerPolicy)
 	p.indexes(g, endpoints, rules, policies)

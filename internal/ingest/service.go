@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"fmt"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -54,6 +55,24 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 			}
 		}
 		out.Ports = append(out.Ports, port)
+	}
+	return out
+}
+
+// ServiceFindings tells what a Service asks for that is not acted on.
+func ServiceFindings(_ mesh.Config, k mesh.ObjectKey, s *corev1.Service) []mesh.Finding {
+	var out []mesh.Finding
+	find := func(field, value string) {
+		out = append(out, mesh.Finding{
+			About: object("Service", k, &s.ObjectMeta).Ref, Reason: "LocalityIgnored",
+			Message: fmt.Sprintf("spec.%s: %s is not acted on: clients use endpoints everywhere, so do not rely on it to keep traffic on a node or in a zone", field, value),
+		})
+	}
+	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
+		find("internalTrafficPolicy", string(*p))
+	}
+	if d := s.Spec.TrafficDistribution; d != nil && *d != "" {
+		find("trafficDistribution", *d)
 	}
 	return out
 }
