@@ -151,8 +151,12 @@ func (p Plane) configMaps() ([]client.Object, error) {
 	webhook := asMap(p.values["sidecarInjectorWebhook"])
 	injector := map[string]any{
 		"global": global, "revision": p.Revision,
-		"pilot":                  map[string]any{"env": p.env()},
-		"sidecarInjectorWebhook": webhook,
+		"pilot": map[string]any{"env": p.env()},
+		"sidecarInjectorWebhook": overlay(map[string]any{ // istioctl reads these as they are and panics without
+			"alwaysInjectSelector": []any{}, "neverInjectSelector": []any{}, "injectedAnnotations": map[string]any{},
+			"enableNamespacesByDefault": false, "reinvocationPolicy": "Never", "rewriteAppHTTPProbe": true,
+			"defaultTemplates": []any{}, "templates": map[string]any{},
+		}, webhook),
 	}
 	config := map[string]any{"policy": cmp.Or(p.settings.Global.Proxy.AutoInject, "enabled"), "defaultTemplates": []string{"sidecar"}}
 	for _, k := range []string{"defaultTemplates", "templates", "aliases", "neverInjectSelector", "alwaysInjectSelector", "injectedAnnotations"} {
