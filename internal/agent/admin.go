@@ -46,9 +46,14 @@ func (a *envoyAdmin) call(ctx context.Context, method, path string) (string, err
 // adminPaths is what passes from the pod's loopback to Envoy's administration: what istioctl reads, and its log levels.
 // Nothing that stops, drains or resets: the application shares this loopback.
 var adminPaths = map[string]string{
+	"/certs":            http.MethodGet,
 	"/config_dump":      http.MethodGet,
 	"/clusters":         http.MethodGet,
 	"/listeners":        http.MethodGet,
+	"/memory":           http.MethodGet,
+	"/ready":            http.MethodGet,
+	"/runtime":          http.MethodGet,
+	"/server_info":      http.MethodGet,
 	"/stats":            http.MethodGet,
 	"/stats/prometheus": http.MethodGet,
 	"/logging":          http.MethodPost,
