@@ -271,7 +271,7 @@ func operatorWorkload(images Images, namespace string) []client.Object {
 						"app": operatorName, "sidecar.istio.io/inject": "false", "istio.io/dataplane-mode": "none",
 					}},
 					Spec: corev1.PodSpec{
-						ServiceAccountName: operatorAccount, SecurityContext: podSecurity(),
+						ServiceAccountName: operatorAccount, SecurityContext: podSecurity(operatorUser),
 						Containers: []corev1.Container{{
 							Name: "operator", Image: images.Heddle, Args: []string{"operator"},
 							Env: []corev1.EnvVar{

@@ -36,7 +36,8 @@ const (
 	roleSystem  = "heddle-mesh-system"
 	roleCluster = "heddle-mesh-cluster"
 
-	proxyUser = 1337 // who every process of both images runs as
+	proxyUser    = 1337  // who a mesh's processes run as
+	operatorUser = 65532 // the former is kept for proxies, and istioctl analyze warns of others' pods
 )
 
 // Manifests are the namespaced objects of one control plane, in the order in which they are applied. They are a function
@@ -237,7 +238,7 @@ func (p Plane) deployment() *appsv1.Deployment {
 			},
 			Template: corev1.PodTemplateSpec{ObjectMeta: pod, Spec: corev1.PodSpec{
 				ServiceAccountName: p.service(),
-				SecurityContext:    podSecurity(),
+				SecurityContext:    podSecurity(proxyUser),
 				NodeSelector:       p.settings.Pilot.NodeSelector,
 				Tolerations:        p.settings.Pilot.Tolerations,
 				Containers:         []corev1.Container{p.container()},
@@ -303,9 +304,9 @@ func (p Plane) container() corev1.Container {
 }
 
 // podSecurity and containerSecurity satisfy the Pod Security Standard "restricted".
-func podSecurity() *corev1.PodSecurityContext {
+func podSecurity(user int64) *corev1.PodSecurityContext {
 	return &corev1.PodSecurityContext{
-		RunAsNonRoot: new(true), RunAsUser: new(int64(proxyUser)), RunAsGroup: new(int64(proxyUser)), FSGroup: new(int64(proxyUser)),
+		RunAsNonRoot: new(true), RunAsUser: &user, RunAsGroup: &user, FSGroup: &user,
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
 }
