@@ -3,7 +3,7 @@ package inject
 import (
 	"bytes"
 	"context"
-	"net/netip"
+	"errors"
 	"sync"
 
 	"golang.org/x/sync/semaphore"
@@ -14,17 +14,17 @@ const (
 	minReview = 16 << 10 // what a review counts for at least, be it small
 	maxBodies = 8 << 20  // of all bodies that are read or decided at once
 	maxMemory = 32 << 20 // that their objects take
+	maxWaits  = 8 << 20  // the part of it that may wait for a Membership: half of what one API server may take
 	valueSize = 300      // what a JSON value of two letters becomes: an empty message in a list
 )
 
-// budget bounds what the reviews under way take. Who calls the webhooks is not known, as API servers show no certificate, and a
-// plane has some ten megabytes to spare. Half of it is one peer's at most, so that nobody alone keeps the API server out.
-type budget struct {
-	peer int64
+// budget bounds what the reviews under way take. Half of it is one K's at most, so that nobody alone keeps the others out.
+type budget[K comparable] struct {
+	each int64
 	all  *semaphore.Weighted
 
-	mu    sync.Mutex // guards the field below
-	peers map[netip.Addr]*share
+	mu     sync.Mutex // guards the field below
+	shares map[K]*share
 }
 
 // memoryOf estimates what body takes, decoded: its text several times, and a value after each comma.
@@ -32,26 +32,42 @@ func memoryOf(body []byte) int64 {
 	return 3*int64(len(body)) + valueSize*int64(bytes.Count(body, []byte(",")))
 }
 
-// share is what one peer takes of a budget; it exists while users > 0.
+// share is what one K takes of a budget; it exists while users > 0.
 type share struct {
 	*semaphore.Weighted
 	users int
 }
 
-func newBudget(all int64) *budget {
-	return &budget{peer: all / 2, all: semaphore.NewWeighted(all), peers: map[netip.Addr]*share{}}
+func newBudget[K comparable](all int64) *budget[K] {
+	return &budget[K]{each: all / 2, all: semaphore.NewWeighted(all), shares: map[K]*share{}}
 }
 
 // acquire waits until there is room for n bytes; it returns an error after patience, or when ctx ends. The caller calls release once.
-func (b *budget) acquire(ctx context.Context, peer netip.Addr, n int64) (release func(), err error) {
+func (b *budget[K]) acquire(ctx context.Context, of K, n int64) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	n = min(max(n, minReview), b.peer)
+	return b.take(of, n, func(s *semaphore.Weighted, n int64) error { return s.Acquire(ctx, n) })
+}
+
+var errFull = errors.New("no room")
+
+// try is acquire without the wait.
+func (b *budget[K]) try(of K, n int64) (release func(), err error) {
+	return b.take(of, n, func(s *semaphore.Weighted, n int64) error {
+		if !s.TryAcquire(n) {
+			return errFull
+		}
+		return nil
+	})
+}
+
+func (b *budget[K]) take(of K, n int64, from func(*semaphore.Weighted, int64) error) (release func(), err error) {
+	n = min(max(n, minReview), b.each)
 	b.mu.Lock()
-	s := b.peers[peer]
+	s := b.shares[of]
 	if s == nil {
-		s = &share{Weighted: semaphore.NewWeighted(b.peer)}
-		b.peers[peer] = s
+		s = &share{Weighted: semaphore.NewWeighted(b.each)}
+		b.shares[of] = s
 	}
 	s.users++
 	b.mu.Unlock()
@@ -59,14 +75,14 @@ func (b *budget) acquire(ctx context.Context, peer netip.Addr, n int64) (release
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if s.users--; s.users == 0 {
-			delete(b.peers, peer)
+			delete(b.shares, of)
 		}
 	}
-	if err := s.Acquire(ctx, n); err != nil {
+	if err := from(s.Weighted, n); err != nil {
 		leave()
 		return nil, err
 	}
-	if err := b.all.Acquire(ctx, n); err != nil {
+	if err := from(b.all, n); err != nil {
 		s.Release(n)
 		leave()
 		return nil, err

@@ -75,6 +75,73 @@ func TestBodiesAreBounded(t *testing.T) {
 	})
 }
 
+// bigPod is podReview with so many variables, and what stands for managed fields and the like.
+func bigPod(namespace string, variables, more int) string {
+	env := strings.Repeat(`{"name":"A","value":"b"},`, variables) + `{"name":"A","value":"b"}`
+	return strings.Replace(podReview("v1", namespace, `,"annotations":{"more":"`+strings.Repeat("x", more)+`"}`), `"image":"b"`, `"image":"b","env":[`+env+`]`, 1)
+}
+
+// Pods that wait for their namespace's Membership, however many and large, keep no pod of a member waiting, though one API server
+// sends all of them.
+func TestWaitingLeavesRoom(t *testing.T) {
+	for name, waiting := range map[string]string{"many": bigPod("new", 200, 20_000), "large": bigPod("new", 20, 1_300_000)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, c := params(t, Settings{}), &crowd{}
+				h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: c})
+				const callers = 300
+				answers := make(chan *httptest.ResponseRecorder, callers)
+				for i := range callers {
+					body := strings.ReplaceAll(waiting, `"namespace":"new"`, fmt.Sprintf(`"namespace":"new-%d"`, i%5))
+					go func() { answers <- from(h, "10.0.0.9", body) }()
+				}
+				synctest.Wait()
+				if c.now.Load() == 0 {
+					t.Error("nobody waits")
+				}
+				start := time.Now()
+				if r := response(t, from(h, "10.0.0.9", bigPod("app", 200, 20_000))); len(r.Patch) == 0 || time.Since(start) > 0 {
+					t.Errorf("a member's pod waits %v: %+v", time.Since(start), r)
+				}
+				count := map[bool]int{}
+				for range callers {
+					m := response(t, <-answers).Result.Message
+					full := strings.Contains(m, "too many pods wait")
+					if !full && !strings.Contains(m, "no Membership in istio-system-1 after 2s") {
+						t.Error(m)
+					}
+					count[full]++
+				}
+				if count[true] == 0 || count[false] == 0 {
+					t.Errorf("of those who waited %d were refused in the end, and %d at once", count[false], count[true])
+				}
+			})
+		})
+	}
+}
+
+// A rollout of a member is as many pods at once as controllers make: all of them get in, and none waits for longer than others
+// take to decide.
+func TestRolloutsGetIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := params(t, Settings{})
+		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}})
+		const pods = 400
+		start, answers := time.Now(), make(chan *httptest.ResponseRecorder, pods)
+		for range pods {
+			go func() { answers <- from(h, "10.0.0.9", bigPod("app", 200, 20_000)) }()
+		}
+		for range pods {
+			if r := response(t, <-answers); len(r.Patch) == 0 {
+				t.Errorf("not injected: %+v", r)
+			}
+		}
+		if d := time.Since(start); d > 0 {
+			t.Errorf("somebody waited by the clock: %v", d)
+		}
+	})
+}
+
 // What a peer only says that it will send counts like what it sends: of unknown length, the most; too long, it is not even read.
 func TestBodiesCountBeforeTheyCome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

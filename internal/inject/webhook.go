@@ -36,7 +36,7 @@ const (
 // Members tells which namespaces are the mesh's. Both methods are safe for concurrent use.
 type Members interface {
 	// Wait reports whether namespace is a member. It waits for a Membership that is not there yet until ctx ends, and
-	// returns at once for a namespace that is known to be outside.
+	// returns at once for a namespace of which it is known, also when ctx has ended.
 	Wait(ctx context.Context, namespace string) (found bool)
 	// Outside reports whether namespace is known not to be the mesh's (its Membership says Leaving) and, if that is known,
 	// the mesh that owns it now.
@@ -55,7 +55,11 @@ type webhook struct {
 	Options
 	requests, success, failure, skip prometheus.Counter
 	passed, failed                   *prometheus.CounterVec
-	bodies, memory                   *budget
+
+	// Who calls is not known, as API servers show no certificate, and a plane has some ten megabytes to spare: so there are budgets
+	// for each peer. An API server sends the reviews of all users: so those that wait for a Membership have budgets for each namespace.
+	bodies, memory *budget[netip.Addr]
+	waits          *budget[string]
 }
 
 // Handler serves /inject, /inject/<key>/<value>… and /validate. The caller brings TLS.
@@ -81,8 +85,9 @@ func Handler(o Options) http.Handler {
 		skip:     counter("sidecar_injection_skip_total", "Pods that were let pass as they are."),
 		passed:   vector("galley_validation_passed", "Istio objects that were accepted.", "group", "version", "resource"),
 		failed:   vector("galley_validation_failed", "Istio objects that were refused.", "group", "version", "resource", "reason"),
-		bodies:   newBudget(maxBodies),
-		memory:   newBudget(maxMemory),
+		bodies:   newBudget[netip.Addr](maxBodies),
+		memory:   newBudget[netip.Addr](maxMemory),
+		waits:    newBudget[string](maxWaits),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/inject", h.review(h.inject))
@@ -127,8 +132,8 @@ func (h *webhook) review(decide func(*http.Request, *admissionv1.AdmissionReques
 			return
 		}
 		need := memoryOf(body)
-		if need > h.memory.peer {
-			http.Error(w, fmt.Sprintf("the object has too many values: to check it takes more than the %d MiB that there are", h.memory.peer>>20), http.StatusRequestEntityTooLarge)
+		if need > h.memory.each {
+			http.Error(w, fmt.Sprintf("the object has too many values: to check it takes more than the %d MiB that there are", h.memory.each>>20), http.StatusRequestEntityTooLarge)
 			return
 		}
 		// Who holds room to decide waits for no room to read.
@@ -218,15 +223,13 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 	if outside, ok := h.outside(p, req.Namespace); ok {
 		return pass("outside the mesh", outside)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), membershipWait)
-	defer cancel()
-	if !h.Members.Wait(ctx, req.Namespace) {
+	if err := h.member(r.Context(), req.Namespace, memoryOf(req.Object.Raw)); err != nil {
 		if outside, ok := h.outside(p, req.Namespace); ok {
 			return pass("outside the mesh", outside)
 		}
-		return refuse(fmt.Sprintf("namespace %s is not a member of mesh %s (no Membership in %s after %v): "+
+		return refuse(fmt.Sprintf("namespace %s is not a member of mesh %s (no Membership in %s %v): "+
 			"check its labels against the mesh's discoverySelectors and that the operator runs; `heddle check` tells more",
-			req.Namespace, p.Mesh, p.Namespace, membershipWait))
+			req.Namespace, p.Mesh, p.Namespace, err))
 	}
 	patch, ignored, err := Patch(&pod, p, Request{Env: pathEnv(r.URL.Path), Token: rand.Text()})
 	if err != nil {
@@ -237,6 +240,27 @@ func (h *webhook) inject(r *http.Request, req *admissionv1.AdmissionRequest) *ad
 	answer := allow(append(warnings, ignored...)...)
 	answer.Patch, answer.PatchType = patch, &jsonPatch
 	return answer
+}
+
+// member waits for the Membership of a namespace that was made just now, for a pod that takes size bytes meanwhile. The error
+// completes "no Membership".
+func (h *webhook) member(ctx context.Context, namespace string, size int64) error {
+	now, stop := context.WithCancel(ctx)
+	stop()
+	if h.Members.Wait(now, namespace) {
+		return nil
+	}
+	release, err := h.waits.try(namespace, size)
+	if err != nil {
+		return errors.New("yet, and too many pods wait for one; try again")
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, membershipWait)
+	defer cancel()
+	if !h.Members.Wait(ctx, namespace) {
+		return fmt.Errorf("after %v", membershipWait)
+	}
+	return nil
 }
 
 // outside names the owner for who creates the pod, and has no other way to learn of it. Whoever asks is answered: what he learns

@@ -30,6 +30,11 @@ func (m members) Wait(ctx context.Context, namespace string) bool {
 	select {
 	case <-m.joined[namespace]:
 		return true
+	default:
+	}
+	select {
+	case <-m.joined[namespace]:
+		return true
 	case <-ctx.Done():
 		return false
 	}
