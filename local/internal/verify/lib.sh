@@ -34,15 +34,16 @@ pid() {
   return 1
 }
 
-# busy SECONDS leaves the rest of the machine half of its processors' time, for so long or until `idle`.
+# busy SECONDS leaves the rest of the machine half of its processors' time until `idle`, for so long at most, and no longer than
+# the run: with that $W goes. `idle` fails if it was not busy to its end.
 busy() {
   local i
+  : >$W/busy
   for i in $(seq $(nproc)); do
-    timeout $1 sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 &
-    echo $! >>$W/busy
+    { timeout $1 sh -c "while [ -e $W/busy ]; do :; done" || rm -f $W/busy; } </dev/null >/dev/null 2>&1 &
   done
 }
-idle() { kill $(cat $W/busy); }
+idle() { rm $W/busy; }
 
 # forms NS… prints by which form of ADS each sidecar of namespaces takes its configuration.
 forms() {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // all calls f for each script, rendered in each way in which it can be.
@@ -301,6 +303,70 @@ func TestInterruptedRun(t *testing.T) {
 	rows, err = runText(ctx, Options{Script: "t", Checkout: t.TempDir(), Out: out, Verbose: true}, []byte(script))
 	if !errors.Is(err, context.Canceled) || len(rows) != 0 {
 		t.Errorf("interrupted in a row: %d rows, error %v", len(rows), err)
+	}
+}
+
+// The machine is busy from one line of a script to a later one, and no longer than the run.
+func TestBusy(t *testing.T) {
+	for name, c := range map[string]struct {
+		idle, red string
+		cut       bool
+	}{
+		"idle":              {idle: "do idle\n", red: ""},
+		"forgotten":         {},
+		"interrupted":       {cut: true},
+		"idle before it is": {idle: "do 'rm $W/busy; idle'\n", red: "B"}, // as when the time ran out
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var loops []int // file descriptors
+			file := filepath.Join(t.TempDir(), "pids")
+			out := writer(func(b []byte) {
+				if !bytes.HasPrefix(b, []byte("A ")) {
+					return
+				}
+				pids, err := os.ReadFile(file)
+				if err != nil {
+					t.Error(err)
+				}
+				for _, s := range strings.Fields(string(pids)) {
+					pid, _ := strconv.Atoi(s)
+					fd, err := unix.PidfdOpen(pid, 0)
+					if err != nil {
+						t.Errorf("process %q is gone with its line: %v", s, err)
+						continue
+					}
+					loops = append(loops, fd)
+					if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n != 0 || err != nil {
+						t.Errorf("process %s ended with its line: %v", s, err)
+					}
+				}
+				if c.cut {
+					cancel()
+				}
+			})
+			rows, err := runText(ctx, Options{Script: "t", Checkout: t.TempDir(), Out: out},
+				[]byte("row A a\ndo 'busy 60; jobs -p >"+file+"'\ncode 0\nrow B b\n"+c.idle+"run 'echo one'\nout one\n"))
+			if (err != nil) != c.cut {
+				t.Error(err)
+			}
+			var red string
+			for _, r := range rows {
+				if r.Red() {
+					red += r.ID
+				}
+			}
+			if red != c.red || len(loops) == 0 {
+				t.Errorf("red are %q, want %q; %d processes", red, c.red, len(loops))
+			}
+			for _, fd := range loops {
+				if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000); n != 1 || err != nil {
+					t.Errorf("a loop goes on after the run: %v", err)
+				}
+				_ = unix.Close(fd)
+			}
+		})
 	}
 }
 
