@@ -42,10 +42,8 @@ func newBudget[K comparable](all int64) *budget[K] {
 	return &budget[K]{each: all / 2, all: semaphore.NewWeighted(all), shares: map[K]*share{}}
 }
 
-// acquire waits until there is room for n bytes; it returns an error after patience, or when ctx ends. The caller calls release once.
+// acquire waits until there is room for n bytes; it returns an error when ctx ends. The caller calls release once.
 func (b *budget[K]) acquire(ctx context.Context, of K, n int64) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	return b.take(of, n, func(s *semaphore.Weighted, n int64) error { return s.Acquire(ctx, n) })
 }
 

@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -199,6 +201,43 @@ func TestManyValues(t *testing.T) {
 	if n := len(allow(make([]string, 100)...).Warnings); n != maxWarnings+1 {
 		t.Errorf("%d warnings", n)
 	}
+}
+
+// slow is a body that does not come, as a server with deadlines reads it.
+type slow struct{}
+
+func (slow) Read([]byte) (int, error) {
+	time.Sleep(bodyWait)
+	return 0, os.ErrDeadlineExceeded
+}
+
+// A few pods of somebody that begin reviews all the time, and send nothing, delay the API server; they do not keep it out.
+func TestSlowPeersKeepNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := params(t, Settings{})
+		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}})
+		ctx, stop := context.WithCancel(t.Context())
+		var slows sync.WaitGroup
+		defer slows.Wait()
+		defer stop()
+		for i := range 4 * 3 {
+			slows.Go(func() {
+				for ctx.Err() == nil {
+					r := httptest.NewRequest(http.MethodPost, "/inject", slow{})
+					r.Header.Set("Content-Type", "application/json")
+					r.ContentLength, r.RemoteAddr = maxReview, fmt.Sprintf("10.0.0.%d:1", i%4)
+					h.ServeHTTP(httptest.NewRecorder(), r)
+				}
+			})
+		}
+		for range 5 {
+			synctest.Wait()
+			start := time.Now()
+			if r := from(h, "10.0.1.1", bigPod("app", 200, 20_000)); r.Code != http.StatusOK {
+				t.Errorf("after %v %d %s", time.Since(start), r.Code, r.Body)
+			}
+		}
+	})
 }
 
 type unreadable struct{}

@@ -27,7 +27,7 @@ import (
 
 const (
 	membershipWait = 2 * time.Second // for a namespace that was labelled just now; the operator needs some 100 ms
-	patience       = 2 * time.Second // for room to read a review, and again to decide on it; API servers give up after 10 s in all
+	patience       = 5 * time.Second // for room to read a review and room to decide on it; API servers give up after 10 s in all
 	maxMessage     = 16 << 10        // bytes of a refusal
 	maxWarnings    = 32              // API servers cut them at 4 KiB in all
 	bodyWait       = 2 * time.Second // for a review that has its room: an API server sends it in one go
@@ -116,7 +116,9 @@ func (h *webhook) review(decide func(*http.Request, *admissionv1.AdmissionReques
 		if size < 0 {
 			size = maxReview
 		}
-		release, err := h.bodies.acquire(r.Context(), peer.Addr(), size)
+		room, cancel := context.WithTimeout(r.Context(), patience)
+		defer cancel()
+		release, err := h.bodies.acquire(room, peer.Addr(), size)
 		if err != nil {
 			http.Error(w, "too many reviews at once; try again", http.StatusServiceUnavailable)
 			return
@@ -137,7 +139,7 @@ func (h *webhook) review(decide func(*http.Request, *admissionv1.AdmissionReques
 			return
 		}
 		// Who holds room to decide waits for no room to read.
-		release, err = h.memory.acquire(r.Context(), peer.Addr(), need)
+		release, err = h.memory.acquire(room, peer.Addr(), need)
 		if err != nil {
 			http.Error(w, "too many reviews at once; try again", http.StatusServiceUnavailable)
 			return
