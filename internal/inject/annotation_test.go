@@ -152,6 +152,25 @@ func TestProxyConfigFieldsAreKnownOrWarnedOf(t *testing.T) {
 	}
 }
 
+// What is said to have no effect tells nobody else that it has one: who reads the label would speak HBONE to the pod.
+func TestIgnoredMetadataMarksNothing(t *testing.T) {
+	p := params(t, Settings{})
+	labels := func(config string) map[string]string {
+		pod := plainPod(t, proxyConfigAnnotation, config)
+		patch, _, err := Patch(pod, p, Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return apply(t, pod, patch).Labels
+	}
+	without := labels("{}")
+	for k := range proxyMetadataIgnored {
+		if got := labels("proxyMetadata: {" + k + ": 'true'}"); !maps.Equal(got, without) {
+			t.Errorf("%s: labels %v, want %v", k, got, without)
+		}
+	}
+}
+
 // What a pod may say of its redirection is refused in the mesh's values for the same reasons, but for a pod with its own.
 func TestValuesForIstioInit(t *testing.T) {
 	for _, c := range []struct{ key, annotation, good, bad string }{

@@ -322,16 +322,12 @@ func setMetadata(pod *corev1.Pod, p *Params, d *templateData) {
 	if pod.Annotations == nil {
 		pod.Annotations = map[string]string{}
 	}
-	defaults := map[string]string{
+	keep(pod.Labels, map[string]string{
 		networkLabel:                          d.Network,
 		"security.istio.io/tlsMode":           "istio",
 		"service.istio.io/canonical-name":     canonical(pod.Labels, d.DeploymentMeta.Name, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app"),
 		"service.istio.io/canonical-revision": canonical(pod.Labels, "latest", "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"),
-	}
-	if d.ProxyConfig.GetProxyMetadata()["ISTIO_META_ENABLE_HBONE"] == "true" {
-		defaults["networking.istio.io/tunnel"] = "http"
-	}
-	keep(pod.Labels, defaults)
+	})
 	app := ""
 	if len(d.Spec.Containers) > 0 {
 		app = d.Spec.Containers[0].Name
