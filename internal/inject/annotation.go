@@ -222,12 +222,12 @@ func isBool(s string) error {
 	return nil
 }
 
+// isPort takes one number, as the agent does.
 func isPort(s string) error {
-	l, err := redirect.ParsePorts(s)
-	if err == nil && len(l) != 1 {
-		err = fmt.Errorf("%q is not one port number", s)
+	if _, err := strconv.ParseUint(s, 10, 16); err != nil {
+		return fmt.Errorf("%q is not a port number (0 to 65535)", s)
 	}
-	return err
+	return nil
 }
 
 func isCount(s string) error {

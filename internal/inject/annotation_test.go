@@ -171,6 +171,24 @@ func TestIgnoredMetadataMarksNothing(t *testing.T) {
 	}
 }
 
+// A port is one number and nothing beside it: the agent, which reads it in the end, would not start for more.
+func TestPortIsOneNumber(t *testing.T) {
+	p := params(t, Settings{})
+	for port, good := range map[string]bool{"9090": true, "9090,": false, ",9090": false, " 9090": false, "90,91": false, "x": false, "65536": false} {
+		pod := plainPod(t, portAnnotation, port)
+		patch, warnings, err := Patch(pod, p, Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if has := strings.Contains(string(patch), "ISTIO_PROMETHEUS_ANNOTATIONS"); has != good || (len(warnings) == 0) != good {
+			t.Errorf("%s %q: merged %v, warnings %q", portAnnotation, port, has, warnings)
+		}
+		if _, _, err := Patch(plainPod(t, "status.sidecar.istio.io/port", port), p, Request{}); (err == nil) != good {
+			t.Errorf("status port %q: %v", port, err)
+		}
+	}
+}
+
 // What a pod may say of its redirection is refused in the mesh's values for the same reasons, but for a pod with its own.
 func TestValuesForIstioInit(t *testing.T) {
 	for _, c := range []struct{ key, annotation, good, bad string }{

@@ -21,7 +21,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/internal/node/redirect"
 )
 
 // templateData is what a template sees. The names up to CompliancePolicy are Istio's, so that users' templates work.
@@ -71,8 +70,8 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 	}
 	c.InterceptionMode = meshconfig.ProxyConfig_InboundInterceptionMode(meshconfig.ProxyConfig_InboundInterceptionMode_value[mode])
 	if v, ok := pod.Annotations["status.sidecar.istio.io/port"]; ok {
-		n, _ := redirect.ParsePorts(v) // checkAnnotations has seen it
-		c.StatusPort = int32(n[0])
+		n, _ := strconv.ParseUint(v, 10, 16) // checkAnnotations has seen it
+		c.StatusPort = int32(n)
 	}
 	if n := c.GetStatusPort(); n < 0 || n > math.MaxUint16 {
 		return nil, fmt.Errorf("statusPort of annotation %s, or of the mesh's defaultConfig: %d is not a port number (0 to 65535)", proxyConfigAnnotation, n)
