@@ -189,6 +189,20 @@ func TestPortIsOneNumber(t *testing.T) {
 	}
 }
 
+// Where the control plane is said to be is an address that the agent takes, whoever says it.
+func TestDiscoveryAddressHasAPort(t *testing.T) {
+	p := params(t, Settings{})
+	for address, good := range map[string]bool{"istiod.x.svc:15012": true, "[fd00::1]:15012": true, "istiod.x.svc": false, "fd00::1": false} {
+		for _, pod := range []*corev1.Pod{
+			plainPod(t, "sidecar.istio.io/discoveryAddress", address), plainPod(t, proxyConfigAnnotation, "discoveryAddress: '"+address+"'"),
+		} {
+			if _, _, err := Patch(pod, p, Request{}); (err == nil) != good || err != nil && !strings.Contains(err.Error(), "iscoveryAddress") {
+				t.Errorf("%v: %v", pod.Annotations, err)
+			}
+		}
+	}
+}
+
 // What a pod may say of its redirection is refused in the mesh's values for the same reasons, but for a pod with its own.
 func TestValuesForIstioInit(t *testing.T) {
 	for _, c := range []struct{ key, annotation, good, bad string }{

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"path"
 	"regexp"
 	"slices"
@@ -78,6 +79,9 @@ func (p *Params) data(pod *corev1.Pod, env map[string]string) (*templateData, er
 	}
 	if v := pod.Annotations["sidecar.istio.io/discoveryAddress"]; v != "" {
 		c.DiscoveryAddress = v
+	}
+	if _, _, err := net.SplitHostPort(c.GetDiscoveryAddress()); err != nil { // the agent would not start
+		return nil, fmt.Errorf("discoveryAddress of annotation %s, or of the mesh's defaultConfig, or annotation sidecar.istio.io/discoveryAddress: %q is not HOST:PORT", proxyConfigAnnotation, c.GetDiscoveryAddress())
 	}
 	d := &templateData{
 		TypeMeta: pod.TypeMeta, DeploymentMeta: workload(pod), ObjectMeta: pod.ObjectMeta, Spec: pod.Spec,
