@@ -44,7 +44,12 @@ func newBudget[K comparable](all int64) *budget[K] {
 
 // acquire waits until there is room for n bytes; it returns an error when ctx ends. The caller calls release once.
 func (b *budget[K]) acquire(ctx context.Context, of K, n int64) (release func(), err error) {
-	return b.take(of, n, func(s *semaphore.Weighted, n int64) error { return s.Acquire(ctx, n) })
+	return b.take(of, n, func(s *semaphore.Weighted, n int64) error {
+		if s.TryAcquire(n) { // also for who has no patience left
+			return nil
+		}
+		return s.Acquire(ctx, n)
+	})
 }
 
 var errFull = errors.New("no room")

@@ -86,15 +86,21 @@ func bigPod(namespace string, variables, more int) string {
 // Pods that wait for their namespace's Membership, however many and large, keep no pod of a member waiting, though one API server
 // sends all of them.
 func TestWaitingLeavesRoom(t *testing.T) {
-	for name, waiting := range map[string]string{"many": bigPod("new", 200, 20_000), "large": bigPod("new", 20, 1_300_000)} {
+	for name, c := range map[string]struct {
+		callers int
+		waiting string
+	}{
+		"many":  {200, bigPod("new", 200, 20_000)},
+		"large": {10, bigPod("new", 20, 1_300_000)},
+	} {
 		t.Run(name, func(t *testing.T) {
+			waiting, callers := c.waiting, c.callers
 			synctest.Test(t, func(t *testing.T) {
 				p, c := params(t, Settings{}), &crowd{}
 				h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: c})
-				const callers = 300
 				answers := make(chan *httptest.ResponseRecorder, callers)
 				for i := range callers {
-					body := strings.ReplaceAll(waiting, `"namespace":"new"`, fmt.Sprintf(`"namespace":"new-%d"`, i%5))
+					body := strings.ReplaceAll(waiting, `"namespace":"new"`, fmt.Sprintf(`"namespace":"new-%d"`, i%3))
 					go func() { answers <- from(h, "10.0.0.9", body) }()
 				}
 				synctest.Wait()
@@ -128,7 +134,7 @@ func TestRolloutsGetIn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := params(t, Settings{})
 		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}})
-		const pods = 400
+		const pods = 200
 		start, answers := time.Now(), make(chan *httptest.ResponseRecorder, pods)
 		for range pods {
 			go func() { answers <- from(h, "10.0.0.9", bigPod("app", 200, 20_000)) }()
