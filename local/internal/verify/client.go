@@ -120,9 +120,7 @@ func (r *run) unloadless(a []string) {
 		if err != nil {
 			return "", err
 		}
-		l.stop("") // the log has all of them when the last has ended
-		log, err := proxyLog(ctx, k, a[1], a[2])
-		return l.stop(log), err
+		return l.stopLess(ctx, func(ctx context.Context) (string, error) { return proxyLog(ctx, k, a[1], a[2]) })
 	})
 }
 

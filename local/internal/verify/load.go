@@ -20,7 +20,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-const answerWithin = 5 * time.Second // or a request is lost
+const (
+	answerWithin = 5 * time.Second // or a request is lost
+	logWait      = 3 * time.Second // until a proxy's log has all that it did: it writes once a second, and the runtime reads that
+)
 
 // load is a stream of requests at a fixed rate, whatever becomes of them: a server that stalls is not asked less. Every
 // other request has a connection of its own.
@@ -148,6 +151,18 @@ func (l *load) stop(log string) string {
 	return fmt.Sprintf("%d lost of %d; median %s, 99th percentile %s, longest %s\n%s", lost, len(l.times),
 		l.times[len(l.times)/2].Round(time.Millisecond), l.times[len(l.times)*99/100].Round(time.Millisecond),
 		l.times[len(l.times)-1].Round(time.Millisecond), &how)
+}
+
+// stopLess is stop with a log that is read when the last request has ended.
+func (l *load) stopLess(ctx context.Context, read func(context.Context) (string, error)) (string, error) {
+	l.stop("")
+	select {
+	case <-time.After(logWait):
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	log, err := read(ctx)
+	return l.stop(log), err
 }
 
 // cutOff tells whether a log in Istio's format has it that the application behind the proxy ended the connection that a

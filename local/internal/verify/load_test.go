@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -76,4 +77,26 @@ func TestLoadTellsTheServersOwnClosings(t *testing.T) {
 	if got := l.stop(""); !strings.HasPrefix(got, "4 lost of 5;") {
 		t.Error(got)
 	}
+}
+
+// Proxies write their logs once a second: a request that was cut off last is in the log only then.
+func TestLoadWaitsForTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		log := func(context.Context) (string, error) {
+			if time.Since(start) < time.Second {
+				return "", nil
+			}
+			return `"POST / HTTP/1.1" 503 UC x "aaaa" inbound|8080||` + "\n", nil
+		}
+		l := &load{cancel: func() {}, times: []time.Duration{1, 2}, lost: []loss{{id: "aaaa", seen: "503"}}}
+		if got, err := l.stopLess(t.Context(), log); err != nil || !strings.HasPrefix(got, "0 lost of 2;") {
+			t.Error(got, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if got, err := l.stopLess(ctx, log); err == nil {
+			t.Error(got)
+		}
+	})
 }
