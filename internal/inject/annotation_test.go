@@ -189,6 +189,20 @@ func TestPortIsOneNumber(t *testing.T) {
 	}
 }
 
+// Where the agent has no port to be scraped on, scrapers go where the pod says.
+func TestNoStatusPortMergesNothing(t *testing.T) {
+	pod := plainPod(t, "status.sidecar.istio.io/port", "0")
+	maps.Copy(pod.Annotations, map[string]string{scrapeAnnotation: "true", portAnnotation: "9090"})
+	patch, _, err := Patch(pod, params(t, Settings{}), Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := apply(t, pod, patch)
+	if got := out.Annotations[portAnnotation]; got != "9090" || strings.Contains(string(patch), "ISTIO_PROMETHEUS_ANNOTATIONS") {
+		t.Errorf("%s is %q", portAnnotation, got)
+	}
+}
+
 // Where the control plane is said to be is an address that the agent takes, whoever says it.
 func TestDiscoveryAddressHasAPort(t *testing.T) {
 	p := params(t, Settings{})

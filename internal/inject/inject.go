@@ -376,10 +376,11 @@ func mergePrometheus(pod *corev1.Pod, p *Params, d *templateData) {
 	if v, err := strconv.ParseBool(pod.Annotations["prometheus.istio.io/merge-metrics"]); err == nil {
 		on = v
 	}
-	port := strconv.Itoa(int(d.ProxyConfig.GetStatusPort()))
+	status := d.ProxyConfig.GetStatusPort()
+	port := strconv.Itoa(int(status))
 	a := pod.Annotations
 	scrape, err := strconv.ParseBool(a[scrapeAnnotation])
-	if unwanted := err == nil && !scrape; !on || unwanted || a[portAnnotation] == port {
+	if unwanted := err == nil && !scrape; !on || unwanted || status == 0 || a[portAnnotation] == port {
 		return
 	}
 	was := map[string]string{}
