@@ -189,8 +189,8 @@ func TestPortIsOneNumber(t *testing.T) {
 	}
 }
 
-// Where the agent has no port to be scraped on, scrapers go where the pod says.
-func TestNoStatusPortMergesNothing(t *testing.T) {
+// Where the agent has no port to be scraped on, scrapers go where the pod says; that it drains is asked of it all the same.
+func TestNoStatusPort(t *testing.T) {
 	pod := plainPod(t, "status.sidecar.istio.io/port", "0")
 	maps.Copy(pod.Annotations, map[string]string{scrapeAnnotation: "true", portAnnotation: "9090"})
 	patch, _, err := Patch(pod, params(t, Settings{}), Request{})
@@ -200,6 +200,10 @@ func TestNoStatusPortMergesNothing(t *testing.T) {
 	out := apply(t, pod, patch)
 	if got := out.Annotations[portAnnotation]; got != "9090" || strings.Contains(string(patch), "ISTIO_PROMETHEUS_ANNOTATIONS") {
 		t.Errorf("%s is %q", portAnnotation, got)
+	}
+	// The agent, told of no port, has its own.
+	if stop := find(out, proxyName).Lifecycle.PreStop.Exec.Command; !slices.Contains(stop, "--debug-port=15020") {
+		t.Errorf("preStop is %q", stop)
 	}
 }
 
