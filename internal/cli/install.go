@@ -184,7 +184,7 @@ func readFile(stdin io.Reader, name string) ([]byte, error) {
 // localImages is the ClusterRole whose annotations name the images that a local cluster serves: heddle-local writes it. It
 // is a ClusterRole since who may write one may as well write the operator's own: no control plane, and nobody who has power
 // over some namespaces only, can decide in this way what runs with the operator's rights. Source:
-// docs/decisions/local-images.md.
+// docs/decisions/0009-local-images.md.
 const (
 	localImages          = "heddle-local:images"
 	annotationImage      = "heddle.dev/image"
