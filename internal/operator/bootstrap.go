@@ -36,7 +36,7 @@ const (
 	crdVersionKey   = "heddle.dev/crd-version"
 	// crdVersion says how new our CRDs are; it grows with every change of one, and Apply never goes back. The first part is
 	// that of istio.io/api, from which the CRDs of the Istio groups come.
-	crdVersion = "1.31.1-1"
+	crdVersion = "1.31.1-2"
 
 	webhookPort = 9443
 	healthPort  = 8081

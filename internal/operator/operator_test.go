@@ -2,6 +2,7 @@ package operator
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -576,6 +577,26 @@ func TestCRDsAreNeverDowngraded(t *testing.T) {
 		if keeps(c.there, ours) != c.keeps {
 			t.Errorf("%v %v: keeps %v", c.there.Annotations, c.there.Spec.Versions, !c.keeps)
 		}
+	}
+}
+
+// A definition that changes without its version could be set back by who has an older one. This is what crdVersion stands for.
+func TestCRDVersionGrowsWithEveryChange(t *testing.T) {
+	files, err := filepath.Glob("crds/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.New()
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum.Write(text)
+	}
+	const version, digest = "1.31.1-2", "a5e8284a51c1c2c6ea8ac375ea819c9eca7f313fa79e9010e22368d75a3b7be6"
+	if got := fmt.Sprintf("%x", sum.Sum(nil)); crdVersion != version || got != digest {
+		t.Errorf("crdVersion %s is of definitions %s, and this test knows %s of %s: a change of them needs a higher crdVersion; write both here", crdVersion, got, version, digest)
 	}
 }
 
