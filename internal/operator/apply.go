@@ -92,7 +92,7 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 }
 
 func bring(ctx context.Context, c client.Client, objects []client.Object) error {
-	if other, err := runningSail(ctx, c); err != nil {
+	if other, err := runningSail(ctx, c, c); err != nil {
 		return err
 	} else if other != "" {
 		return errSail(other)

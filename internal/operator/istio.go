@@ -35,7 +35,7 @@ const longestName = validation.DNS1035LabelMaxLength - len("istiod-")
 type istios struct {
 	client    client.Client
 	live      client.Reader // past the cache, which may not have the revision that was written just now
-	others    client.Reader // has the Deployments of other operators
+	others    client.Reader // has the Deployments that may be other operators
 	table     *table
 	version   string // of this build
 	namespace string // the operator's
@@ -118,7 +118,7 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 	if err != nil {
 		return fault{"ReconcileError", err.Error()}
 	}
-	if other, err := runningSail(ctx, r.others); err != nil {
+	if other, err := runningSail(ctx, r.others, r.client); err != nil {
 		return err
 	} else if other != "" {
 		return errSail(other)

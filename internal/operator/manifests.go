@@ -262,10 +262,10 @@ func (p Plane) ownEnv() (fields []corev1.EnvVar, fixed map[string]string) {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
 	}
 	return []corev1.EnvVar{
-			field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-		}, map[string]string{
-			"REVISION": p.Revision, "HEDDLE_MESH": string(p.Mesh), clusterEnv: p.cluster(), "ISTIO_VERSION": p.Version,
-		}
+		field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+	}, map[string]string{
+		"REVISION": p.Revision, "HEDDLE_MESH": string(p.Mesh), clusterEnv: p.cluster(), "ISTIO_VERSION": p.Version,
+	}
 }
 
 func (p Plane) container() corev1.Container {

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,13 +20,17 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 const (
 	// reasonForeign is of a condition: an object that the operator would write is there and somebody else's.
 	reasonForeign = "ForeignObject"
-	// foreignWait is how long until such an object is looked at again: no event tells that its owner has deleted it.
+	// reasonSail is of a condition: another operator of the same API runs.
+	reasonSail = "SailOperatorRunning"
+	// foreignWait is how long until either is looked at again: no event tells that an object's owner has deleted it, or that
+	// an operator has lost its rights.
 	foreignWait = 15 * time.Second
 
 	// The mark of what Bootstrap brings, but of definitions and the namespace, which others may have a hand in.
@@ -195,8 +201,8 @@ func (w writer) remove(ctx context.Context, o client.Object) error {
 	return nil
 }
 
-// sail selects the Deployments of other operators of the API sailoperator.io: Sail's own and that of OpenShift Service Mesh 3,
-// which is built from it.
+// sail selects the Deployments that may be other operators of the API sailoperator.io: Sail's own and that of OpenShift Service
+// Mesh 3, which is built from it.
 func sail() (labels.Selector, error) {
 	r, err := labels.NewRequirement("app.kubernetes.io/component", selection.In, []string{"sail-operator", "servicemesh-operator3"})
 	if err != nil {
@@ -206,8 +212,8 @@ func sail() (labels.Selector, error) {
 }
 
 // runningSail names the other operator that the cluster runs; it is empty if there is none. Two on one Istio would undo each
-// other's work for ever.
-func runningSail(ctx context.Context, r client.Reader) (string, error) {
+// other's work for ever. Anybody may label a Deployment, and stop every mesh by it: an operator is one that may act as such.
+func runningSail(ctx context.Context, r client.Reader, ask reviews) (string, error) {
 	selector, err := sail()
 	if err != nil {
 		return "", err
@@ -217,15 +223,35 @@ func runningSail(ctx context.Context, r client.Reader) (string, error) {
 		return "", fmt.Errorf("look for a Sail operator: %w", err)
 	}
 	for i := range list.Items {
-		if d := &list.Items[i]; d.Spec.Replicas == nil || *d.Spec.Replicas > 0 {
-			return name(d), nil
+		d := &list.Items[i]
+		if d.Spec.Replicas != nil && *d.Spec.Replicas == 0 {
+			continue
+		}
+		if ok, err := operates(ctx, ask, d); ok || err != nil {
+			return name(d), err
 		}
 	}
 	return "", nil
 }
 
+// operates asks the API server whether the pods of a Deployment may write the status of Istios.
+func operates(ctx context.Context, ask reviews, d *appsv1.Deployment) (bool, error) {
+	account := cmp.Or(d.Spec.Template.Spec.ServiceAccountName, d.Spec.Template.Spec.DeprecatedServiceAccount, "default")
+	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User:   "system:serviceaccount:" + d.Namespace + ":" + account,
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + d.Namespace, "system:authenticated"},
+		ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Verb: "update", Group: sailv1.GroupVersion.Group, Version: sailv1.GroupVersion.Version, Resource: "istios", Subresource: "status",
+		},
+	}}
+	if err := ask.Create(ctx, review); err != nil {
+		return false, fmt.Errorf("ask whether Deployment %s is a Sail operator: %w", name(d), err)
+	}
+	return review.Status.Allowed, nil
+}
+
 // errSail says what to do about another operator.
 func errSail(deployment string) fault {
-	return fault{"SailOperatorRunning", fmt.Sprintf("the Sail operator runs here as Deployment %s, and two operators on one Istio undo each other's work: "+
+	return fault{reasonSail, fmt.Sprintf("the Sail operator runs here as Deployment %s, and two operators on one Istio undo each other's work: "+
 		"remove it, or scale it to 0", deployment)}
 }

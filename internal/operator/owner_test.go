@@ -11,6 +11,7 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -255,19 +256,45 @@ func TestATagTakesNothingForeign(t *testing.T) {
 func sailAt(replicas int32) *appsv1.Deployment {
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "sail-operator", Namespace: "sail-operator", Labels: map[string]string{"app.kubernetes.io/component": "sail-operator"}},
-		Spec:       appsv1.DeploymentSpec{Replicas: &replicas},
+		Spec:       appsv1.DeploymentSpec{Replicas: &replicas, Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{ServiceAccountName: "sail"}}},
 	}
+}
+
+// powerful answers who may write the status of an Istio: the one user, by his groups too.
+func powerful(user string, funcs interceptor.Funcs) interceptor.Funcs {
+	funcs.Create = func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+		review, ok := o.(*authorizationv1.SubjectAccessReview)
+		if !ok {
+			return c.Create(ctx, o, opts...)
+		}
+		a := review.Spec.ResourceAttributes
+		review.Status.Allowed = review.Spec.User == user && slices.Contains(review.Spec.Groups, "system:serviceaccounts:sail-operator") &&
+			a.Verb == "update" && a.Group == "sailoperator.io" && a.Resource == "istios" && a.Subresource == "status"
+		return nil
+	}
+	return funcs
 }
 
 func TestARunningSailOperatorIsNamed(t *testing.T) {
 	istio := istioIn("sys-1")
 	istio.Spec.Version = DefaultVersion
-	for replicas, refused := range map[int32]bool{0: false, 1: true} {
+	const sail = "system:serviceaccount:sail-operator:sail"
+	for _, is := range []struct {
+		replicas int32
+		powerful string
+		refused  bool
+	}{
+		{0, sail, false},
+		{1, sail, true},
+		{1, "nobody", false}, // a label, which anybody may give to a Deployment, stops no mesh
+	} {
+		replicas, refused := is.replicas, is.refused
 		d := sailAt(replicas)
-		c := store(t, interceptor.Funcs{}, d, istio, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sys-1"}})
+		c := store(t, powerful(is.powerful, interceptor.Funcs{}), d, istio, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sys-1"}})
 		r := &istios{client: c, live: c, others: c, table: &table{client: c}, namespace: Namespace, events: events.NewFakeRecorder(10)}
-		if _, err := reconcileOnce(t, r, istio); err != nil {
-			t.Fatal(err)
+		result, err := reconcileOnce(t, r, istio)
+		if err != nil || refused != (result.RequeueAfter > 0) { // no event tells that its rights are gone
+			t.Fatal(result, err)
 		}
 		got := &sailv1.Istio{}
 		if err := c.Get(t.Context(), client.ObjectKeyFromObject(istio), got); err != nil {
@@ -275,20 +302,20 @@ func TestARunningSailOperatorIsNamed(t *testing.T) {
 		}
 		cond := meta.FindStatusCondition(got.Status.Conditions, "Reconciled")
 		named := cond.Status == metav1.ConditionFalse && cond.Reason == "SailOperatorRunning" && strings.Contains(cond.Message, "sail-operator/sail-operator")
-		err := c.Get(t.Context(), client.ObjectKey{Name: "m1"}, &sailv1.IstioRevision{})
+		err = c.Get(t.Context(), client.ObjectKey{Name: "m1"}, &sailv1.IstioRevision{})
 		if named != refused || apierrors.IsNotFound(err) != refused {
-			t.Errorf("%d replicas: %+v, revision: %v", replicas, cond, err)
+			t.Errorf("%v: %+v, revision: %v", is, cond, err)
 		}
 
 		n := 0
-		c = store(t, writes(&n), d)
+		c = store(t, powerful(is.powerful, writes(&n)), d)
 		objects, err := Bootstrap(Images{Heddle: "h", Proxy: "p"}, Namespace)
 		if err != nil {
 			t.Fatal(err)
 		}
 		err = bring(t.Context(), c, objects)
 		if refused && (err == nil || !strings.Contains(err.Error(), "sail-operator/sail-operator") || n > 0) || !refused && (err != nil || n != len(objects)) {
-			t.Errorf("%d replicas: the install makes %d of %d writes, %v", replicas, n, len(objects), err)
+			t.Errorf("%v: the install makes %d of %d writes, %v", is, n, len(objects), err)
 		}
 	}
 }

@@ -83,7 +83,7 @@ func (f fault) Error() string { return f.message }
 
 // again is how long to wait before the mistake is looked for again; 0 where an event tells that it is mended.
 func (f fault) again() time.Duration {
-	if f.reason == reasonForeign {
+	if f.reason == reasonForeign || f.reason == reasonSail {
 		return foreignWait
 	}
 	return 0
