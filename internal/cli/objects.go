@@ -1,14 +1,11 @@
 package cli
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/judge"
 )
 
@@ -42,9 +39,9 @@ func objectsOf(list func(client.ObjectList) error) ([]object, error) {
 
 // checkObjects tells what admission would say of the stored objects that the control plane of some mesh reads.
 func (s snapshot) checkObjects(owner map[string]membership, found *found) {
-	roots := map[string]string{}
+	roots := map[string]string{} // by mesh: its policies for all are where its control plane is, whatever meshConfig.rootNamespace says
 	for i := range s.istios {
-		roots[s.istios[i].Name] = rootNamespace(&s.istios[i])
+		roots[s.istios[i].Name] = s.istios[i].Spec.Namespace
 	}
 	for _, o := range s.objects {
 		mesh := owner[o.namespace].mesh
@@ -60,17 +57,4 @@ func (s snapshot) checkObjects(owner map[string]membership, found *found) {
 			found.add(about, name, f.Reason, "%s", f)
 		}
 	}
-}
-
-// rootNamespace holds the policies for all of a mesh.
-func rootNamespace(istio *sailv1.Istio) string {
-	var values struct {
-		MeshConfig struct {
-			RootNamespace string
-		}
-	}
-	if istio.Spec.Values != nil {
-		_ = json.Unmarshal(istio.Spec.Values.Raw, &values) // what cannot be read is said by a condition of the Istio
-	}
-	return cmp.Or(values.MeshConfig.RootNamespace, istio.Spec.Namespace)
 }

@@ -67,7 +67,8 @@ func TestCheckObjects(t *testing.T) {
 		"mesh-1 app-1: DestinationRule app-1/bad Invalid",
 		"mesh-1 app-1: DestinationRule app-1/bad NotActedOn",
 		"mesh-1 sys-1: PeerAuthentication sys-1/p SelectorIgnored",
-		"mesh-2 app-2: PeerAuthentication app-2/p SelectorIgnored",
+		// Not app-2, whatever its values say: a mesh's policies are where its control plane is.
+		"mesh-2 sys-2: PeerAuthentication sys-2/p SelectorIgnored",
 	}, told); d != "" {
 		t.Errorf("wanted (-), got (+):\n%s", d)
 	}

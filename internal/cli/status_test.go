@@ -257,6 +257,20 @@ func TestSomePlanesDoNotAnswer(t *testing.T) {
 	}
 }
 
+// Who could not look says what it knows by itself, and ends as help says.
+func TestVersionWithoutACluster(t *testing.T) {
+	a := &app{Options: Options{Name: "heddle", Version: "0.1.0"}, connect: func() (cluster, error) { return cluster{}, errors.New("no cluster") }}
+	cmd := a.command()
+	var out bytes.Buffer
+	cmd.SetArgs([]string{"version"})
+	cmd.SetOut(&out)
+	cmd.SetErr(&out)
+	err := cmd.ExecuteContext(t.Context())
+	if ExitCode(err) != 2 || errors.Is(err, ErrReported) || !strings.Contains(err.Error(), "no cluster") || !strings.Contains(out.String(), "heddle version: 0.1.0") {
+		t.Errorf("code %d, %v\n%s", ExitCode(err), err, &out)
+	}
+}
+
 // A silent control plane takes its own time and none of the others'.
 func TestEachHasItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -37,14 +37,17 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Client: strings.TrimPrefix(operator.DefaultVersion, "v"), Heddle: a.Version}
 			var unanswered []error
+			var failed error // the client's is known all the same
 			if remote {
-				var err error
-				if unanswered, err = a.remoteVersions(cmd.Context(), &v); err != nil { // the client's is known all the same
-					unanswered, remote = []error{err}, false
+				if unanswered, failed = a.remoteVersions(cmd.Context(), &v); failed != nil {
+					remote = false
 				}
 			}
 			if err := output.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printVersions(w, v, remote) }); err != nil {
 				return err
+			}
+			if failed != nil {
+				return failed
 			}
 			return report(cmd.ErrOrStderr(), unanswered)
 		},
