@@ -261,11 +261,13 @@ func (p Plane) ownEnv() (fields []corev1.EnvVar, fixed map[string]string) {
 	field := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
 	}
-	return []corev1.EnvVar{
+	fields = []corev1.EnvVar{
 		field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-	}, map[string]string{
+	}
+	fixed = map[string]string{
 		"REVISION": p.Revision, "HEDDLE_MESH": string(p.Mesh), clusterEnv: p.cluster(), "ISTIO_VERSION": p.Version,
 	}
+	return fields, fixed
 }
 
 func (p Plane) container() corev1.Container {
