@@ -351,10 +351,13 @@ func awaitIstio(ctx context.Context, c client.WithWatch, name string, generation
 }
 
 func awaitDeployment(ctx context.Context, c client.WithWatch, namespace, name string) error {
-	return await(ctx, c, &appsv1.DeploymentList{}, namespace, name, func(o runtime.Object) (bool, error) {
-		d, ok := o.(*appsv1.Deployment)
-		return ok && d.Status.ObservedGeneration >= d.Generation && d.Status.UpdatedReplicas > 0 && d.Status.AvailableReplicas > 0, nil
-	})
+	return await(ctx, c, &appsv1.DeploymentList{}, namespace, name, rolledOut)
+}
+
+// rolledOut reports whether some pod of a Deployment is available, and each is of what its spec asks for now.
+func rolledOut(o runtime.Object) (bool, error) {
+	d, ok := o.(*appsv1.Deployment)
+	return ok && d.Status.ObservedGeneration >= d.Generation && d.Status.UpdatedReplicas == d.Status.Replicas && d.Status.AvailableReplicas > 0, nil
 }
 
 // await follows one object until done says so; nil stands for an object that is not there. Watches are opened anew when

@@ -32,7 +32,7 @@ func cluster0(t *testing.T, refuse error, objects ...client.Object) cluster {
 		t.Fatal(err)
 	}
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: operator.Namespace, Name: operatorName}}
-	d.Status.UpdatedReplicas, d.Status.AvailableReplicas = 2, 2
+	d.Status.Replicas, d.Status.UpdatedReplicas, d.Status.AvailableReplicas = 2, 2, 2
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(objects, d)...).WithStatusSubresource(&sailv1.Istio{}).
 		WithIndex(&sailv1.Istio{}, "metadata.name", byName).WithIndex(&sailv1.IstioRevision{}, "metadata.name", byName).WithIndex(&appsv1.Deployment{}, "metadata.name", byName).
 		WithInterceptorFuncs(interceptor.Funcs{Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, _ ...client.ApplyOption) error {
@@ -48,6 +48,31 @@ func cluster0(t *testing.T, refuse error, objects ...client.Object) cluster {
 			return c.Status().Update(ctx, istio)
 		}}).Build()
 	return cluster{WithWatch: c}
+}
+
+// An update is done when its own pods run: those of before are available all the time, whatever becomes of it.
+func TestRolledOut(t *testing.T) {
+	for _, x := range []struct {
+		observed int64
+		status   appsv1.DeploymentStatus
+		done     bool
+	}{
+		{observed: 2, status: appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}, done: true},
+		{observed: 2, status: appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 1}, done: true},
+		{observed: 2, status: appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2}},
+		{observed: 2, status: appsv1.DeploymentStatus{Replicas: 3, UpdatedReplicas: 1, AvailableReplicas: 2}}, // an image that nobody can pull
+		{observed: 1, status: appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: 2}},
+		{observed: 2},
+	} {
+		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Generation: 2}, Status: x.status}
+		d.Status.ObservedGeneration = x.observed
+		if done, err := rolledOut(d); done != x.done || err != nil {
+			t.Errorf("%+v: %v, %v", d.Status, done, err)
+		}
+	}
+	if done, err := rolledOut(nil); done || err != nil {
+		t.Errorf("a Deployment that is not there: %v, %v", done, err)
+	}
 }
 
 func byName(o client.Object) []string { return []string{o.GetName()} }
