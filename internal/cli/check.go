@@ -18,6 +18,7 @@ import (
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/inject"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/operator"
 )
@@ -262,13 +263,14 @@ func (s snapshot) checkWorkloads(owner map[string]membership, found *found) {
 			found.add(scope{[]string{rev, owner[ns.Name].mesh}, ns.Name}, "Namespace "+ns.Name, "NotAMember", "has %s=%s but is no member of mesh %s, so that its pods get no sidecar; give it the labels of a discovery selector of that mesh", revisionLabel, ns.Labels[revisionLabel], rev)
 		}
 	}
+	injectors := s.injectors()
 	for i := range s.pods {
 		pod := &s.pods[i]
 		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || !pod.DeletionTimestamp.IsZero() {
 			continue
 		}
 		has := injectedBy(pod)
-		wants, _ := s.gets(owner[pod.Namespace].mesh, byName[pod.Namespace], pod)
+		wants, _ := s.gets(owner[pod.Namespace].mesh, byName[pod.Namespace], pod, injectors)
 		about := scope{[]string{owner[pod.Namespace].mesh, has, wants}, pod.Namespace}
 		object := "Pod " + pod.Namespace + "/" + pod.Name
 		switch {
@@ -283,7 +285,7 @@ func (s snapshot) checkWorkloads(owner map[string]membership, found *found) {
 	}
 }
 
-// wants is the revision that would inject a new pod of these labels, empty for none, and why: the selectors of Istio's
+// wants is the revision that is asked to inject a new pod of these labels, empty for none, and why: the selectors of Istio's
 // webhooks.
 func (s snapshot) wants(ns corev1.Namespace, pod *corev1.Pod) (revision, because string) {
 	label := func(where string, labels map[string]string, key string) string {
@@ -293,12 +295,6 @@ func (s snapshot) wants(ns corev1.Namespace, pod *corev1.Pod) (revision, because
 	switch {
 	case inject == "false":
 		return "", label("pod", pod.Labels, injectLabel)
-	case inject == "" && pod.Annotations[injectLabel] == "false":
-		return "", label("pod", pod.Annotations, injectLabel)
-	case pod.Spec.HostNetwork:
-		return "", "the pod is on its node's network"
-	case ns.Name == metav1.NamespaceSystem:
-		return "", "the namespace is the cluster's own"
 	case ns.Labels[injectionLabel] == "enabled":
 		return s.revision(sailv1.DefaultName), label("namespace", ns.Labels, injectionLabel)
 	case ns.Labels[injectionLabel] != "":
@@ -313,13 +309,35 @@ func (s snapshot) wants(ns corev1.Namespace, pod *corev1.Pod) (revision, because
 	return "", "neither namespace nor pod asks for one"
 }
 
-// gets is what wants says, of pods in a namespace of the mesh: its webhooks are called for its members only.
-func (s snapshot) gets(mesh string, ns corev1.Namespace, pod *corev1.Pod) (revision, because string) {
+// gets is what wants says, of pods in a namespace of the mesh: its webhooks are called for its members only, and its control
+// plane leaves some of their pods alone.
+func (s snapshot) gets(mesh string, ns corev1.Namespace, pod *corev1.Pod, injectors map[string]*inject.Params) (revision, because string) {
 	revision, because = s.wants(ns, pod)
 	if revision != "" && revision != mesh {
 		return "", because + ", but the namespace is no member of mesh " + revision
 	}
+	if p := injectors[revision]; p != nil {
+		if why := inject.Skip(pod, p); why != "" {
+			return "", why
+		}
+	}
 	return revision, because
+}
+
+// injectors are by what the control planes decide whom to inject, by mesh; a mesh whose values cannot be read has none, and a
+// condition that says so.
+func (s snapshot) injectors() map[string]*inject.Params {
+	out := map[string]*inject.Params{}
+	for i := range s.istios {
+		config, err := operator.InjectionOf(&s.istios[i])
+		if err != nil {
+			continue
+		}
+		if p, err := inject.Parse(inject.Settings{Config: config}); err == nil {
+			out[s.istios[i].Name] = p
+		}
+	}
+	return out
 }
 
 // revision follows tags; an unknown name stands for itself.
@@ -401,7 +419,7 @@ root certificate and a token audience of their own. Powers that reach across mes
   - every control plane reads Nodes, and may create TokenReviews and SubjectAccessReviews (ClusterRole heddle-mesh-cluster)
   - a control plane may create ConfigMaps of any name in its own namespaces, and Secrets where it runs: RBAC cannot limit what is yet to be made
   - the operator may read Namespaces and Pods, and write Deployments, Services, ServiceAccounts, ConfigMaps, autoscalers and disruption budgets anywhere,
-    and webhook configurations; it binds the heddle-mesh-* roles
+    and webhook configurations; it binds the heddle-mesh-* roles, and asks the API server what others may do (SubjectAccessReviews)
   - who may label Namespaces and is granted "enroll" on an Istio (kubectl auth can-i enroll istios.sailoperator.io/NAME) moves namespaces into that mesh
   - one set of custom resource definitions serves all meshes
   - no node agent is shared: redirection is set up by each pod's own init container

@@ -249,6 +249,35 @@ func TestWants(t *testing.T) {
 	}
 }
 
+// What the selectors of webhooks let pass is judged again by the control plane: whom it leaves alone needs no restart.
+func TestCheckKnowsWhomThePlaneLeavesAlone(t *testing.T) {
+	for values, want := range map[string]string{
+		`{}`: "RestartNeeded",
+		`{"global":{"proxy":{"autoInject":"disabled"}}}`:                                                                                   "",
+		`{"sidecarInjectorWebhook":{"neverInjectSelector":[{"matchLabels":{"app":"job"}}]}}`:                                               "",
+		`{"global":{"proxy":{"autoInject":"disabled"}},"sidecarInjectorWebhook":{"alwaysInjectSelector":[{"matchLabels":{"app":"job"}}]}}`: "RestartNeeded",
+		`{"sidecarInjectorWebhook":{"neverInjectSelector":[{"matchLabels":{"app":"another"}}]}}`:                                           "RestartNeeded",
+	} {
+		s := world()
+		s.istios[0].Spec.Values.Raw = []byte(values)
+		s.pods = append(s.pods, pod("app-1", "job", "", "app", "job"))
+		var found found
+		s.checkWorkloads(membersOf(s.istios, s.memberships), &found)
+		got := ""
+		for _, f := range found.all {
+			if f.Object == "Pod app-1/job" {
+				got = f.Reason
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", values, got, want)
+		}
+		if text := s.sidecar("mesh-1", &s.namespaces[2], &s.pods[len(s.pods)-1]); strings.Contains(text, "a new pod would have") != (want != "") {
+			t.Errorf("%s: %s", values, text)
+		}
+	}
+}
+
 // CTL-10: which mesh, and why.
 func TestBelongs(t *testing.T) {
 	s := world()

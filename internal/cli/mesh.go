@@ -399,7 +399,7 @@ func (s snapshot) sidecar(mesh string, ns *corev1.Namespace, pod *corev1.Pod) st
 		return "sidecar of revision " + revision
 	}
 	has := injectedBy(pod)
-	gets, because := s.gets(mesh, *ns, pod)
+	gets, because := s.gets(mesh, *ns, pod, s.injectors())
 	if has != gets {
 		return fmt.Sprintf("%s; a new pod would have %s, as %s", text(has), text(gets), because)
 	}

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
+	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -159,19 +160,13 @@ func (p Plane) configMaps() ([]client.Object, error) {
 			"defaultTemplates": []any{}, "templates": map[string]any{},
 		}, webhook),
 	}
-	config := map[string]any{"policy": cmp.Or(p.settings.Global.Proxy.AutoInject, "enabled"), "defaultTemplates": []string{"sidecar"}}
-	for _, k := range []string{"defaultTemplates", "templates", "aliases", "neverInjectSelector", "alwaysInjectSelector", "injectedAnnotations"} {
-		if v, ok := webhook[k]; ok {
-			config[k] = v
-		}
-	}
 	merged := overlay(p.values, map[string]any{"meshConfig": meshConfig, "global": global})
 
 	meshYAML, err := yaml.Marshal(meshConfig)
 	if err != nil {
 		return nil, fmt.Errorf("write the mesh config: %w", err)
 	}
-	configYAML, err := yaml.Marshal(config)
+	configYAML, err := yaml.Marshal(p.injection())
 	if err != nil {
 		return nil, fmt.Errorf("write the injector's config: %w", err)
 	}
@@ -188,6 +183,31 @@ func (p Plane) configMaps() ([]client.Object, error) {
 		object("istio-sidecar-injector", map[string]string{"config": string(configYAML), "values": texts[0]}),
 		object("values", map[string]string{"original-values": texts[1], "merged-values": texts[2]}),
 	}, nil
+}
+
+// injection says which pods the control plane injects, and with which templates.
+func (p Plane) injection() map[string]any {
+	webhook := asMap(p.values["sidecarInjectorWebhook"])
+	out := map[string]any{"policy": cmp.Or(p.settings.Global.Proxy.AutoInject, "enabled"), "defaultTemplates": []string{"sidecar"}}
+	for _, k := range []string{"defaultTemplates", "templates", "aliases", "neverInjectSelector", "alwaysInjectSelector", "injectedAnnotations"} {
+		if v, ok := webhook[k]; ok {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// InjectionOf is the key config of the injector's ConfigMap of a mesh, as its Istio asks for it.
+func InjectionOf(istio *sailv1.Istio) ([]byte, error) {
+	s, err := parseValues(istio.Spec.Values)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tree(istio.Spec.Values)
+	if err != nil {
+		return nil, err
+	}
+	return yaml.Marshal(Plane{values: t, settings: s}.injection())
 }
 
 // env is pilot.env with every scalar as text: what Heddle does not read, too, since the templates of a user may.
