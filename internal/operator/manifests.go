@@ -428,10 +428,12 @@ func Bindings(p Plane) []client.Object {
 
 func (p Plane) clusterBinding(role string) *rbacv1.ClusterRoleBinding {
 	return &rbacv1.ClusterRoleBinding{
-		TypeMeta: typeMeta(rbacv1.SchemeGroupVersion.String(), "ClusterRoleBinding"), ObjectMeta: p.clusterMeta(role + "-" + string(p.Mesh)),
+		TypeMeta: typeMeta(rbacv1.SchemeGroupVersion.String(), "ClusterRoleBinding"), ObjectMeta: p.clusterMeta(clusterBindingName(role, p.Mesh)),
 		RoleRef: clusterRole(role), Subjects: p.subjects(),
 	}
 }
+
+func clusterBindingName(role string, id mesh.ID) string { return role + "-" + string(id) }
 
 // MemberBinding gives the control plane its rights in one member namespace. It has the same name for every mesh: a
 // namespace has one.

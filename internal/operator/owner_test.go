@@ -253,6 +253,28 @@ func TestATagTakesNothingForeign(t *testing.T) {
 	}
 }
 
+// A binding that somebody gave the label of a mesh to stays when that goes: the operator may not delete it, and would try for ever.
+func TestUninstallLeavesClusterBindingsOfOthers(t *testing.T) {
+	p := planeOf(t, "default", "istio-system", `{}`)
+	theirs := p.clusterBinding(roleMember)
+	theirs.Name, theirs.RoleRef.Name = "admins", "cluster-admin"
+	r, rev := planes(t, interceptor.Funcs{}, `{}`, theirs, p.clusterBinding(roleMember), p.clusterBinding(roleCluster))
+	if err := r.client.Delete(t.Context(), rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reconcileOnce(t, r, rev); err != nil {
+		t.Fatal(err)
+	}
+	var left rbacv1.ClusterRoleBindingList
+	err := r.client.List(t.Context(), &left)
+	if err != nil || len(left.Items) != 1 || left.Items[0].Name != "admins" {
+		t.Errorf("%v, %v", left.Items, err)
+	}
+	if err := r.client.Get(t.Context(), client.ObjectKeyFromObject(rev), rev); !apierrors.IsNotFound(err) {
+		t.Errorf("the revision: %v", err)
+	}
+}
+
 func sailAt(replicas int32) *appsv1.Deployment {
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: "sail-operator", Namespace: "sail-operator", Labels: map[string]string{"app.kubernetes.io/component": "sail-operator"}},

@@ -246,7 +246,7 @@ func (r *revisions) prune(ctx context.Context, p Plane) error {
 	}
 	// The rights that a mesh without selectors had for the cluster end once each member has its own binding.
 	binding := metadataOf(rbacv1.SchemeGroupVersion.WithKind("ClusterRoleBinding"))
-	if err := r.client.Get(ctx, client.ObjectKey{Name: roleMember + "-" + string(p.Mesh)}, binding); err != nil {
+	if err := r.client.Get(ctx, client.ObjectKey{Name: clusterBindingName(roleMember, p.Mesh)}, binding); err != nil {
 		return client.IgnoreNotFound(err)
 	}
 	members, bound, err := r.members(ctx, p.Mesh, p.Namespace)
@@ -523,8 +523,12 @@ func (r *revisions) uninstall(ctx context.Context, rev *sailv1.IstioRevision) er
 	if err := r.client.DeleteAllOf(ctx, &rbacv1.RoleBinding{}, in, of, client.MatchingFields{byName: roleSystem}); err != nil {
 		return fmt.Errorf("delete RoleBinding %s/%s: %w", rev.Spec.Namespace, roleSystem, err)
 	}
-	if err := r.client.DeleteAllOf(ctx, &rbacv1.ClusterRoleBinding{}, of); err != nil {
-		return fmt.Errorf("delete the cluster role bindings of mesh %s: %w", id, err)
+	for _, role := range []string{roleCluster, roleMember} {
+		o := metadataOf(rbacv1.SchemeGroupVersion.WithKind("ClusterRoleBinding"))
+		o.Name = clusterBindingName(role, id)
+		if err := r.writer(id).remove(ctx, o); err != nil {
+			return err
+		}
 	}
 	if err := dropRoot(ctx, r.client, r.live, rev.Spec.Namespace, rev.Annotations[rootHash]); err != nil {
 		return err
