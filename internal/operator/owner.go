@@ -222,32 +222,35 @@ func runningSail(ctx context.Context, r client.Reader, ask reviews) (string, err
 	if err := r.List(ctx, &list, client.MatchingLabelsSelector{Selector: selector}); err != nil {
 		return "", fmt.Errorf("look for a Sail operator: %w", err)
 	}
+	asked := map[client.ObjectKey]bool{} // accounts
 	for i := range list.Items {
 		d := &list.Items[i]
-		if d.Spec.Replicas != nil && *d.Spec.Replicas == 0 {
+		pod := d.Spec.Template.Spec
+		account := client.ObjectKey{Namespace: d.Namespace, Name: cmp.Or(pod.ServiceAccountName, pod.DeprecatedServiceAccount, "default")}
+		if d.Spec.Replicas != nil && *d.Spec.Replicas == 0 || asked[account] {
 			continue
 		}
-		if ok, err := operates(ctx, ask, d); ok || err != nil {
-			return name(d), err
+		asked[account] = true
+		if ok, err := operates(ctx, ask, account); err != nil {
+			return "", fmt.Errorf("ask whether Deployment %s is a Sail operator: %w", name(d), err)
+		} else if ok {
+			return name(d), nil
 		}
 	}
 	return "", nil
 }
 
-// operates asks the API server whether the pods of a Deployment may write the status of Istios.
-func operates(ctx context.Context, ask reviews, d *appsv1.Deployment) (bool, error) {
-	account := cmp.Or(d.Spec.Template.Spec.ServiceAccountName, d.Spec.Template.Spec.DeprecatedServiceAccount, "default")
+// operates asks the API server whether a ServiceAccount may write the status of Istios.
+func operates(ctx context.Context, ask reviews, account client.ObjectKey) (bool, error) {
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-		User:   "system:serviceaccount:" + d.Namespace + ":" + account,
-		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + d.Namespace, "system:authenticated"},
+		User:   "system:serviceaccount:" + account.Namespace + ":" + account.Name,
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + account.Namespace, "system:authenticated"},
 		ResourceAttributes: &authorizationv1.ResourceAttributes{
 			Verb: "update", Group: sailv1.GroupVersion.Group, Version: sailv1.GroupVersion.Version, Resource: "istios", Subresource: "status",
 		},
 	}}
-	if err := ask.Create(ctx, review); err != nil {
-		return false, fmt.Errorf("ask whether Deployment %s is a Sail operator: %w", name(d), err)
-	}
-	return review.Status.Allowed, nil
+	err := ask.Create(ctx, review)
+	return review.Status.Allowed, err
 }
 
 // errSail says what to do about another operator.

@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -339,6 +340,25 @@ func TestARunningSailOperatorIsNamed(t *testing.T) {
 		if refused && (err == nil || !strings.Contains(err.Error(), "sail-operator/sail-operator") || n > 0) || !refused && (err != nil || n != len(objects)) {
 			t.Errorf("%v: the install makes %d of %d writes, %v", is, n, len(objects), err)
 		}
+	}
+}
+
+// However many Deployments a tenant labels, each account is asked about once.
+func TestAnAccountIsAskedAboutOnce(t *testing.T) {
+	asked := 0
+	funcs := interceptor.Funcs{Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error {
+		asked++
+		return nil
+	}}
+	var objects []client.Object
+	for i := range 20 {
+		d := sailAt(1)
+		d.Name = fmt.Sprint("d", i)
+		objects = append(objects, d)
+	}
+	c := store(t, funcs, objects...)
+	if other, err := runningSail(t.Context(), c, c); other != "" || err != nil || asked != 1 {
+		t.Errorf("%q, %v, asked %d times", other, err, asked)
 	}
 }
 
