@@ -143,6 +143,7 @@ type Server struct {
 	callers map[string]*caller              // by Admission.ID
 	clients map[string]map[*stream]struct{} // by Session.ID
 	streams map[*stream]struct{}            // also those not admitted yet
+	late    map[*stream]struct{}            // whose groups are not what they ask for, as what they need of that is not there yet
 	ended   bool
 	partial bool
 }
@@ -157,7 +158,7 @@ func NewServer(o Options) *Server {
 	}
 	s := &Server{
 		o: o, rev: "0", groups: map[Group]*group{}, callers: map[string]*caller{},
-		clients: map[string]map[*stream]struct{}{}, streams: map[*stream]struct{}{},
+		clients: map[string]map[*stream]struct{}{}, streams: map[*stream]struct{}{}, late: map[*stream]struct{}{},
 	}
 	s.nonce.Store(rand.Uint64())
 	return s
@@ -180,7 +181,8 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Publish makes the changes visible in one step and wakes the streams that hold a touched group. In the same step the
-// sessions named in moved get the groups that they ask for now. Responses name rev as their version.
+// sessions named in moved get the groups that they ask for now, or as soon as what they need of them is there. Responses name
+// rev as their version.
 func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,19 +201,36 @@ func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 		s.dropLocked(ch.Group)
 	}
 	for _, id := range moved {
-		for st := range s.clients[id] {
-			groups, needs := st.session.groups()
-			if slices.Equal(groups, st.groups) || s.neededLocked(needs).empty() {
-				continue
-			}
-			s.layerLocked(st, groups, needs)
-			st.touchAll()
+		maps.Copy(s.late, s.clients[id])
+	}
+	for st := range s.late {
+		if s.moveLocked(st) {
 			woken[st] = struct{}{}
 		}
 	}
 	for st := range woken {
 		st.poke()
 	}
+}
+
+// moveLocked gives a stream the groups that its session asks for, and reports whether it has others now. While what it needs of
+// them is not there it keeps those that it has; one that is to have none is told nothing, also not that what it has is gone.
+func (s *Server) moveLocked(st *stream) bool {
+	groups, needs := st.session.groups()
+	needed := s.neededLocked(needs)
+	if needed.empty() {
+		if len(groups) == 0 {
+			st.needs = needed
+		}
+		return false
+	}
+	delete(s.late, st)
+	if slices.Equal(groups, st.groups) && needed == st.needs {
+		return false
+	}
+	s.layerLocked(st, groups, needs)
+	st.touchAll()
+	return true
 }
 
 // Partial says whether the groups may lack what clients were told before, by another server or this one's predecessor.

@@ -99,6 +99,9 @@ func serve(t testing.TB, change func(*xds.Options)) *fixture {
 					names = *moved
 				}
 				for _, g := range names {
+					if g == "?" { // to be known yet
+						return nil, "to come"
+					}
 					g, needed := strings.CutPrefix(g, "!")
 					groups = append(groups, xds.Group(g))
 					if needed {
@@ -273,9 +276,34 @@ func TestNeeds(t *testing.T) {
 
 		f.moved.Store(&[]string{"a", "!next"})
 		f.Publish(3, nil, "pod.ns")
-		settle(t, c) // it keeps y
-		f.Publish(4, []xds.Change{set("next", cluster("z", 1))}, "pod.ns")
-		next(t, c, map[xdstest.Form][]string{xdstest.Delta: {"z", "-y"}, xdstest.SotW: {"x", "z"}}[form]...)
+		settle(t, c)                                             // it keeps y
+		f.Publish(4, []xds.Change{set("next", cluster("z", 1))}) // who had to wait need not be named again
+		check(t, c.Ack(next(t, c, map[xdstest.Form][]string{xdstest.Delta: {"z", "-y"}, xdstest.SotW: {"x", "z"}}[form]...)))
+		settle(t, c)
+
+		f.moved.Store(&[]string{"?"})
+		f.Publish(5, []xds.Change{{Group: "a", Type: cds, Remove: []string{"x"}}}, "pod.ns")
+		settle(t, c) // it keeps x
+		f.moved.Store(&[]string{"a", "!next"})
+		f.Publish(6, []xds.Change{set("a", cluster("x", 2))}, "pod.ns")
+		check(t, c.Ack(next(t, c, map[xdstest.Form][]string{xdstest.Delta: {"x"}, xdstest.SotW: {"x", "z"}}[form]...)))
+	})
+}
+
+// TestNeedsLate: a client that came before it was known what it holds gets that when the part that it needs is there, though
+// nobody names it once more.
+func TestNeedsLate(t *testing.T) {
+	each(t, func(t *testing.T, form xdstest.Form) {
+		f := serve(t, nil)
+		f.moved.Store(&[]string{"?"})
+		c := f.connect(t, form, "pod.ns", "")
+		check(t, c.Subscribe(cds))
+		settle(t, c)
+		f.moved.Store(&[]string{"a", "!own"})
+		f.Publish(1, []xds.Change{set("a", cluster("x", 1))}, "pod.ns")
+		settle(t, c)
+		f.Publish(2, []xds.Change{set("own", cluster("y", 1))})
+		next(t, c, "x", "y")
 	})
 }
 

@@ -114,6 +114,7 @@ func (s *Server) remove(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
+	delete(s.late, st)
 	if c := st.caller; c != nil {
 		st.mu.Lock()
 		c.bytes.Add(-st.weight)
