@@ -25,14 +25,15 @@ type client struct {
 
 func newClient(caller identity.Caller, n xds.Node, workload mesh.WorkloadKey) *client {
 	c := &client{caller: caller, workload: workload, version: n.Meta("ISTIO_VERSION"), proxy: n.HasMeta("PROXY_CONFIG")}
-	c.version = c.version[:min(len(c.version), maxVersion)]
-	c.proxyType, _, _ = strings.Cut(n.ID(), "~")
+	c.version = strings.Clone(c.version[:min(len(c.version), maxVersion)]) // not the rest of it too
+	kind, _, _ := strings.Cut(n.ID(), "~")
+	c.proxyType = strings.Clone(kind)
 	return c
 }
 
 const (
 	maxVersion = 64       // bytes of ISTIO_VERSION that are kept
-	maxLabels  = 64 << 10 // bytes of LABELS that are read
+	maxLabels  = 64 << 10 // bytes of LABELS that are read, and of POD_PORTS
 )
 
 // clients admits proxies to xDS and keeps each in the groups that it should hold.
@@ -112,17 +113,14 @@ func errLeft(namespace string, id mesh.ID) error {
 // clientOf is what a proxy says of itself, and translation may know. The Pod says it better; labels, ports and addresses of
 // the node's metadata serve only until the plane's watch has delivered the Pod.
 func clientOf(caller identity.Caller, n xds.Node) resolve.Client {
-	id := strings.Split(n.ID(), "~")
-	addresses := strings.Split(n.Meta("INSTANCE_IPS"), ",")
-	if len(id) > 1 {
-		addresses = append(addresses, id[1])
-	}
+	kind, rest, _ := strings.Cut(n.ID(), "~")
+	first, _, _ := strings.Cut(rest, "~")
 	return resolve.Client{
 		Workload:  mesh.WorkloadKey{Cluster: caller.Cluster, Kind: mesh.KindPod, Namespace: caller.Identity.Namespace, Name: caller.Pod},
-		Kind:      resolve.Kind(id[0]),
+		Kind:      resolve.Kind(strings.Clone(kind)),
 		Labels:    n.MetaStrings("LABELS", maxLabels),
-		Ports:     ingest.PodPorts(n.Meta("POD_PORTS")),
-		Addresses: addresses,
+		Ports:     ingest.PodPorts(n.MetaText("POD_PORTS", maxLabels)),
+		Addresses: ingest.Addresses(n.Meta("INSTANCE_IPS") + "," + first),
 	}
 }
 

@@ -1,8 +1,15 @@
 package control
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // A flood of refusals by one check is told in part, and how large it was; other checks are not kept silent by it.
@@ -36,4 +43,33 @@ func TestVersionLabels(t *testing.T) {
 			t.Errorf("%q is labelled %q, want %q", said, got, want)
 		}
 	}
+}
+
+// What is kept of a client is little, however much it says of itself: a text of which a part is kept is kept whole.
+func TestClientMemory(t *testing.T) {
+	const clients, most = 16, 64 << 10
+	n := nodeOf(t, "shop", "cart-1")
+	n.Id += strings.Repeat("x", 900<<10)
+	f := n.GetMetadata().GetFields()
+	f["ISTIO_VERSION"] = structpb.NewStringValue("1.30.3-" + strings.Repeat("x", 900<<10))
+	f["INSTANCE_IPS"] = structpb.NewStringValue("10.0.0.1" + strings.Repeat(",", 900<<10))
+	f["POD_PORTS"] = structpb.NewStringValue("[" + strings.Repeat(`{"name": "a", "containerPort": 1},`, 30_000) + "{}]")
+	node, caller := read(t, n), identity.Caller{Cluster: "c1", Pod: "cart-1", Identity: mesh.Identity{Namespace: "shop"}}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	var kept []any
+	for range clients {
+		said := clientOf(caller, node)
+		kept = append(kept, said, newClient(caller, node, said.Workload))
+	}
+	if after := heap(); after > before+clients*most {
+		t.Errorf("a client takes %d bytes, want at most %d", (after-before)/clients, most)
+	}
+	runtime.KeepAlive(kept)
+	runtime.KeepAlive(node)
 }

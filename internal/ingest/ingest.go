@@ -91,6 +91,9 @@ func canonicals(addresses []string) []string {
 	return out
 }
 
+// Addresses reads what a proxy says of its addresses, separated by commas.
+func Addresses(s string) []string { return canonicals(list(s)) }
+
 // list splits an annotation at commas.
 func list(s string) []string {
 	if s == "" {

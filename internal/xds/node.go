@@ -10,20 +10,26 @@ import (
 // times the memory of its bytes, which the sender chooses.
 type Node struct{ raw []byte }
 
+// maxText bounds the texts that are read of a node: who keeps one, or a part of one, keeps all of its memory.
+const maxText = 4 << 10
+
 // ReadNode returns the node of a request, of which raw are the bytes.
 func ReadNode(raw []byte) Node { return Node{raw} }
 
-// ID returns the node's id.
+// ID returns the node's id; empty if it is of more than 4 KB, as the cluster.
 func (n Node) ID() string { return n.text(1) }
 
 // Cluster returns the node's cluster.
 func (n Node) Cluster() string { return n.text(2) }
 
-// Meta returns a string of the node's metadata; empty if there is none, or it is no string.
-func (n Node) Meta(key string) (text string) {
+// Meta returns a string of the node's metadata; empty if there is none, it is no string, or one of more than 4 KB.
+func (n Node) Meta(key string) string { return n.MetaText(key, maxText) }
+
+// MetaText is Meta for a string of up to most bytes.
+func (n Node) MetaText(key string, most int) (text string) {
 	_ = fields(n.meta(key), func(field protowire.Number, v []byte) {
 		if field == 3 { // Value.string_value
-			text = valid(v)
+			text = bounded(v, most)
 		}
 	})
 	return text
@@ -56,7 +62,7 @@ func (n Node) MetaStrings(key string, most int) map[string]string {
 func (n Node) text(want protowire.Number) (text string) {
 	_ = fields(n.raw, func(field protowire.Number, v []byte) {
 		if field == want {
-			text = valid(v)
+			text = bounded(v, maxText)
 		}
 	})
 	return text
@@ -113,6 +119,14 @@ func fields(b []byte, visit func(protowire.Number, []byte)) error {
 		b = b[size:]
 	}
 	return nil
+}
+
+// bounded is valid for a text of up to most bytes; one that is longer counts as absent.
+func bounded(b []byte, most int) string {
+	if len(b) > most {
+		return ""
+	}
+	return valid(b)
 }
 
 // valid copies a text that goes into logs, messages and metrics.
