@@ -398,7 +398,7 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 	p.findings = append(p.findings, graph.Derive(g, "findings.sockets", bindings, graph.TableOptions[mesh.Finding]{},
 		func(r *graph.Reader, k resolve.BindingKey, b resolve.Binding, emit func(findingKey, mesh.Finding)) {
 			won, _ := graph.Get(r, sockets, k.Socket)
-			if lost := resolve.Lost(k, b, won); lost != "" {
+			if lost := resolve.Lost(r, t, k, b, won); lost != "" {
 				f := mesh.Finding{About: b.Ref, Reason: "AddressTaken", Message: lost}
 				emit(findingKey{About: f.About, Message: f.Message}, f)
 			}
@@ -699,11 +699,6 @@ func (p *Pipeline) Moved() []mesh.WorkloadKey {
 // Workload returns a workload of a served namespace. Safe for concurrent use.
 func (p *Pipeline) Workload(k mesh.WorkloadKey) (mesh.Workload, bool) {
 	return p.tables.Workloads.Lookup(k)
-}
-
-// WorkloadChanges returns the workloads that the round changed. Valid inside OnPublish only.
-func (p *Pipeline) WorkloadChanges() []graph.Change[mesh.WorkloadKey, mesh.Workload] {
-	return p.tables.Workloads.Changed()
 }
 
 // Member returns what is known of a namespace of the mesh, in whatever phase. Safe for concurrent use.

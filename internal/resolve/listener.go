@@ -144,8 +144,9 @@ func winner(won []Won, client string) (Won, bool) {
 	return Won{}, false
 }
 
-// Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does.
-func Lost(k BindingKey, b Binding, won []Won) string {
+// Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does, or nobody can
+// tell: services that share endpoints, as the two of a StatefulSet often do, differ in name only.
+func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string {
 	what := "connections to " + k.Socket.Address
 	if b.Listed {
 		what = "connections to an address of its endpoints" // there may be many
@@ -155,14 +156,35 @@ func Lost(k BindingKey, b Binding, won []Won) string {
 	}
 	clients := b.Clients
 	if b.All {
-		clients = []string{""}
+		seen, _ := graph.Get(r, t.Seen, k.Service)
+		clients = nil
+		for _, v := range seen { // of everybody, and of those who have rules of their own for it
+			clients = append(clients, v.Client)
+		}
 	}
 	for _, c := range clients {
-		if w, ok := winner(won, c); ok && w.Service != k.Service && k.Socket.Address != "" {
+		w, ok := winner(won, c)
+		if ok && w.Service != k.Service && k.Socket.Address != "" && !(b.Listed && w.Listed && alike(r, t, k, b, w, c)) {
 			return fmt.Sprintf("port %d: %s go to %s, which has the same address and is older: give one of them another port", k.Socket.Port, what, w.Ref)
 		}
 	}
 	return ""
+}
+
+// alike reports whether connections of a client to an endpoint of two services are treated in the same way by either.
+func alike(r *graph.Reader, t *Tables, k BindingKey, b Binding, w Won, client string) bool {
+	return b.Protocol == w.Protocol &&
+		contentOf(secured(r, t, k.Service, k.Socket.Port, client)) == contentOf(secured(r, t, w.Service, k.Socket.Port, client))
+}
+
+// secured returns how connections of a client to a service are secured, but for what names the service.
+func secured(r *graph.Reader, t *Tables, service mesh.ServiceKey, port uint32, client string) TLSSpec {
+	s, _ := graph.Get(r, t.Services, service)
+	seen, _ := graph.Get(r, t.Seen, service)
+	said := viewOf(seen, client).Rule.TLS(port, "")
+	out := tlsOf(r, t, t.ConfigOf(r, service.Mesh), s, ClusterKey{Service: service, Port: port}, said)
+	out.SNI, out.Names = said.SNI, said.Names
+	return out
 }
 
 // ListenerKey is a listener's name in a layer.

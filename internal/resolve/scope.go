@@ -145,6 +145,16 @@ func SeenOf(r *graph.Reader, t *Tables, s mesh.Service) []View {
 	return out
 }
 
+// viewOf returns how clients of a namespace see a service of these views.
+func viewOf(seen []View, client string) View {
+	for _, v := range slices.Backward(seen) {
+		if v.Client == client || v.Client == "" {
+			return v
+		}
+	}
+	return View{}
+}
+
 // audiences returns the client namespaces that see a service; the empty one is all.
 func audiences(r *graph.Reader, t *Tables, s mesh.Service) []string {
 	if s.Export.All {
