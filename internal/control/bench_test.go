@@ -240,6 +240,33 @@ func TestOnlyScopesInUse(t *testing.T) {
 	})
 }
 
+// A name at the end of a long chain of names concerns the service that they all mean, and none of them.
+func TestChainOfNamesTouchesTheSame(t *testing.T) {
+	add := func(c *city, i int) {
+		to := "s1.n1.svc.cluster.local"
+		if i > 0 {
+			to = fmt.Sprintf("a%d.n1.svc.cluster.local", i-1)
+		}
+		c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n1", Name: fmt.Sprintf("a%d", i)},
+			&corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: to}})
+	}
+	short, long := newRegion(5, 10, 1), newRegion(5, 10, 1)
+	for c, n := range map[*city]int{short: 2, long: 200} {
+		c.connect(1, 0)
+		for i := range n {
+			add(c, i)
+		}
+		c.graph.Step()
+	}
+	sameWork(t, "a name", short, long, func(c *city) {
+		if c == short {
+			add(c, 2)
+		} else {
+			add(c, 200)
+		}
+	})
+}
+
 // What a rule is exported to costs by the namespaces in which somebody is connected, not by how many it names.
 func TestRuleCostsByConnected(t *testing.T) {
 	few, many := newCity(200, 1), newCity(200, 1)

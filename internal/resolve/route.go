@@ -48,6 +48,9 @@ type Host struct {
 // Hosts emits the virtual hosts of a service's HTTP ports. Clients of the service's own namespace, and those of namespaces
 // where it has an alias, know shorter names and have a variant of their own.
 func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host)) {
+	if !slices.ContainsFunc(s.Ports, func(p mesh.Port) bool { return p.Protocol.IsHTTP() }) {
+		return // nor is it asked by whom it is called, which for each name in a long chain of names is many
+	}
 	others := aliased(r, t, s)
 	clients := audiences(r, t, s)
 	if s.Export.All {
