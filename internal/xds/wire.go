@@ -90,13 +90,24 @@ var (
 const maxDetail = 4 << 10
 
 func brief(detail string) string {
-	return strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "?")
+	return strings.ToValidUTF8(strings.Clone(detail[:min(len(detail), maxDetail)]), "?") // not all of it, which it would keep
 }
+
+// short returns a type or nonce: nobody has long ones, and a request waits with them for its answer.
+func short(b []byte) (string, error) {
+	if len(b) > maxText {
+		return "", errMalformed
+	}
+	return string(b), nil
+}
+
+// maxVersion bounds what is kept of a version that a client brings; ours are shorter.
+const maxVersion = 64
 
 // parseHello reads of a client's first request who it is and what type it asks for.
 func (f *form) parseHello(data mem.BufferSlice) (*request, error) {
 	q := &request{}
-	err := scan(data, func(field protowire.Number, value func() []byte) error {
+	err := scan(data, func(field protowire.Number, value func() []byte) (err error) {
 		switch field {
 		case f.node:
 			q.node = append(q.node, value()...) // repeated, a message's bytes concatenate
@@ -104,25 +115,26 @@ func (f *form) parseHello(data mem.BufferSlice) (*request, error) {
 				q.node = []byte{}
 			}
 		case f.typeURL:
-			q.typeURL = string(value())
+			q.typeURL, err = short(value())
 		}
-		return nil
+		return err
 	})
 	return q, err
 }
 
-// parseRequest reads a request, but for its node, with at most maxNames names of a kind. Of its strings only the text of a rejection is
+// parseRequest reads a request, but for its node, with at most maxNames names of a kind; a version that no server of ours gave
+// counts as unknown. Of its strings only the text of a rejection is
 // checked for UTF-8.
 func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error) {
 	q := &request{}
-	err := scan(data, func(field protowire.Number, value func() []byte) error {
+	err := scan(data, func(field protowire.Number, value func() []byte) (err error) {
 		switch field {
 		case f.version:
 			q.brings = len(value()) > 0
 		case f.typeURL:
-			q.typeURL = string(value())
+			q.typeURL, err = short(value())
 		case f.nonce:
-			q.nonce = string(value())
+			q.nonce, err = short(value())
 		case f.names:
 			q.names = append(q.names, string(value()))
 		case f.drop:
@@ -134,6 +146,9 @@ func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error
 			}
 			if q.held == nil {
 				q.held = map[string]string{}
+			}
+			if len(pair[1]) > maxVersion {
+				pair[1] = unknown
 			}
 			q.held[pair[0]] = pair[1]
 		case f.err:
@@ -147,7 +162,7 @@ func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error
 		if max(len(q.names), len(q.drop), len(q.held)) > maxNames {
 			return errNames
 		}
-		return nil
+		return err
 	})
 	return q, err
 }

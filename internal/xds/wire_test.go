@@ -2,6 +2,7 @@ package xds
 
 import (
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -129,8 +130,56 @@ func TestBrief(t *testing.T) {
 	}
 }
 
+// What waits with a request, or stays after it, is not as large as a client likes.
+func TestRequestMemory(t *testing.T) {
+	long := strings.Repeat("x", 900<<10)
+	parse := func(f *form, m proto.Message) (*request, error) {
+		return f.parseRequest(mem.BufferSlice{mem.SliceBuffer(must(proto.Marshal(m)))}, 10)
+	}
+	for what, m := range map[string]*discoveryv3.DeltaDiscoveryRequest{"type": {TypeUrl: long}, "nonce": {ResponseNonce: long}} {
+		if _, err := parse(deltaForm, m); err != errMalformed {
+			t.Errorf("a %s of a megabyte: %v", what, err)
+		}
+	}
+	if _, err := parse(sotwForm, &discoveryv3.DiscoveryRequest{TypeUrl: long}); err != errMalformed {
+		t.Errorf("a type of a megabyte: %v", err)
+	}
+	if _, err := deltaForm.parseHello(mem.BufferSlice{mem.SliceBuffer(must(proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: long})))}); err != errMalformed {
+		t.Errorf("a first type of a megabyte: %v", err)
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	const requests, most = 16, 16 << 10
+	before := heap()
+	var kept []*request
+	for range requests {
+		kept = append(kept, must(parse(deltaForm, &discoveryv3.DeltaDiscoveryRequest{
+			InitialResourceVersions: map[string]string{"a": long}, ErrorDetail: &statuspb.Status{Message: long},
+		})))
+	}
+	if after := heap(); after > before+requests*most {
+		t.Errorf("a request takes %d bytes, want at most %d", (after-before)/requests, most)
+	}
+	if v := kept[0].held["a"]; v != unknown {
+		t.Errorf("version %.20q", v)
+	}
+	runtime.KeepAlive(kept)
+}
+
 // check holds the parser to proto: what proto takes is taken, and read alike.
 func check(t *testing.T, f *form, b []byte, want *request) {
+	if len(want.typeURL) > maxText || len(want.nonce) > maxText {
+		return // not taken
+	}
+	for n, v := range want.held {
+		if len(v) > maxVersion {
+			want.held[n] = unknown
+		}
+	}
 	half := len(b) / 2
 	data := mem.BufferSlice{mem.SliceBuffer(b[:half]), mem.SliceBuffer(b[half:])}
 	got, err := f.parseRequest(data, len(b))
