@@ -405,6 +405,27 @@ func TestStrangersUnread(t *testing.T) {
 	}
 }
 
+// mute is a call whose request does not come.
+type mute struct{ stream }
+
+func (m *mute) RecvMsg(any) error {
+	<-m.ctx.Done()
+	return m.ctx.Err()
+}
+
+// Who is known does not hold calls without end either.
+func TestRequestThatDoesNotCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Service{Gate: honest().gate(new(Refusal)), Checks: CAChecks(), Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		call := &mute{stream{ctx: metadata.NewIncomingContext(ctx, metadata.Pairs("authorization", "Bearer t"))}}
+		if err := s.serve(call); status.Code(err) != codes.DeadlineExceeded || ctx.Err() != nil {
+			t.Errorf("ended with %v, the client with %v", err, ctx.Err())
+		}
+	})
+}
+
 // slow answers no review until it is let.
 type slow struct {
 	*world

@@ -40,6 +40,9 @@ var errCaller = status.Error(codes.Unauthenticated, opaque)
 // maxRequest bounds what is decoded of a caller: a request beside the CSR holds a life and a few words.
 const maxRequest = maxCSR + 16<<10
 
+// requestWait is how long a caller's request may take to come: who is known may not hold calls without end either.
+const requestWait = 15 * time.Second
+
 func (s *Service) serve(stream grpc.ServerStream) error {
 	ctx := stream.Context()
 	call, err := s.Gate.Knock(ctx, "ca", RequestOf(ctx), s.Checks)
@@ -47,8 +50,15 @@ func (s *Service) serve(stream grpc.ServerStream) error {
 		return errCaller
 	}
 	raw := &emptypb.Empty{} // takes the bytes as they are
-	if err := stream.RecvMsg(raw); err != nil {
-		return err
+	received := make(chan error, 1)
+	go func() { received <- stream.RecvMsg(raw) }() // ends with the call at the latest
+	select {
+	case err := <-received:
+		if err != nil {
+			return err
+		}
+	case <-time.After(requestWait):
+		return status.Error(codes.DeadlineExceeded, "no request came")
 	}
 	in := &securityv1.IstioCertificateRequest{}
 	if n := len(raw.ProtoReflect().GetUnknown()); n > maxRequest {
