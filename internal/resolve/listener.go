@@ -3,6 +3,7 @@ package resolve
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -39,8 +40,6 @@ type Binding struct {
 	All       bool     // everybody sees it; else Clients do
 	Clients   []string
 }
-
-func (b Binding) sees(client string) bool { return b.All || slices.Contains(b.Clients, client) }
 
 // Bindings emits what a service wants. Requests on one port share a socket, whatever their destination; other protocols are
 // told apart by the service's addresses, or the addresses of its endpoints if it has none of its own.
@@ -97,30 +96,25 @@ type Won struct {
 // Arbitrate decides between the services that want one socket: a service's own address comes before what slices list, then
 // the oldest has it. It decides for everybody, and for each namespace whose clients see it otherwise.
 func Arbitrate(rows []graph.Row[BindingKey, Binding]) []Won {
-	best := func(client string) (w Won, ok bool) {
-		for _, row := range rows {
-			if row.Val.Barred == "" && row.Val.sees(client) && (!ok || before(row.Val, w.Binding)) {
-				w, ok = Won{client, row.Key.Service, row.Val}, true
+	best := map[string]Won{} // of what everybody sees, and of what only clients of a namespace do
+	for _, row := range rows {
+		clients := row.Val.Clients
+		if row.Val.All {
+			clients = []string{""}
+		}
+		for _, c := range clients {
+			if w, ok := best[c]; row.Val.Barred == "" && (!ok || before(row.Val, w.Binding)) {
+				best[c] = Won{c, row.Key.Service, row.Val}
 			}
 		}
-		return w, ok
+	}
+	everybody, all := best[""]
+	if all && rows[0].Key.Socket.Address == "" {
+		return []Won{everybody} // the listener of requests is the same whoever has it
 	}
 	var out []Won
-	everybody, ok := best("")
-	if ok {
-		out = append(out, everybody)
-	}
-	if ok && rows[0].Key.Socket.Address == "" {
-		return out // the listener of requests is the same whoever has it
-	}
-	set := map[string]bool{}
-	for _, row := range rows {
-		for _, c := range row.Val.Clients {
-			set[c] = true
-		}
-	}
-	for _, c := range sorted(set) {
-		if w, seen := best(c); seen && w.Service != everybody.Service {
+	for _, c := range slices.Sorted(maps.Keys(best)) {
+		if w := best[c]; c == "" || !all || before(w.Binding, everybody.Binding) {
 			out = append(out, w)
 		}
 	}
@@ -147,6 +141,9 @@ func winner(won []Won, client string) (Won, bool) {
 // Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does, or nobody can
 // tell: services that share endpoints, as the two of a StatefulSet often do, differ in name only.
 func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string {
+	if k.Socket.Address == "" {
+		return "" // requests are told apart by their host
+	}
 	what := "connections to " + k.Socket.Address
 	if b.Listed {
 		what = "connections to an address of its endpoints" // there may be many
@@ -164,7 +161,7 @@ func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string
 	}
 	for _, c := range clients {
 		w, ok := winner(won, c)
-		if ok && w.Service != k.Service && k.Socket.Address != "" && !(b.Listed && w.Listed && alike(r, t, k, b, w, c)) {
+		if ok && w.Service != k.Service && !(b.Listed && w.Listed && alike(r, t, k, b, w, c)) {
 			return fmt.Sprintf("port %d: %s go to %s, which has the same address and is older: give one of them another port", k.Socket.Port, what, w.Ref)
 		}
 	}
