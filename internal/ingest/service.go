@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -158,7 +159,7 @@ func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([
 				ep.Zone = *e.Zone
 			}
 			if r := e.TargetRef; r != nil && r.Kind == mesh.KindPod {
-				ep.Workload = mesh.WorkloadKey{Cluster: k.Cluster, Kind: mesh.KindPod, Namespace: k.Namespace, Name: r.Name}
+				ep.Workload = mesh.WorkloadKey{Cluster: k.Cluster, Kind: mesh.KindPod, Namespace: cmp.Or(r.Namespace, k.Namespace), Name: r.Name}
 			}
 			out = append(out, ep)
 		}
