@@ -44,6 +44,7 @@ func (p *pods) Pod(ctx context.Context, cluster mesh.ClusterID, namespace, name,
 		p.mu.Lock()
 		changed := p.changed
 		p.mu.Unlock()
+		read := p.read(namespace) // first: what is found after it is no older
 		o, ok := p.find(mesh.ObjectKey{Cluster: cluster, Namespace: namespace, Name: name})
 		if ok && string(o.UID) == uid {
 			return identity.Pod{
@@ -56,14 +57,17 @@ func (p *pods) Pod(ctx context.Context, cluster mesh.ClusterID, namespace, name,
 		case <-late.C:
 		case <-ctx.Done():
 		}
-		return identity.Pod{UID: uid, Deleted: true}, p.read(namespace)
+		return identity.Pod{UID: uid, Deleted: true}, read
 	}
 }
 
 // Gone implements identity.Pods.
 func (p *pods) Gone(cluster mesh.ClusterID, namespace, name, uid string) bool {
+	if !p.read(namespace) { // before it is looked for: a round may end in between
+		return false
+	}
 	o, ok := p.find(mesh.ObjectKey{Cluster: cluster, Namespace: namespace, Name: name})
-	return p.read(namespace) && (!ok || string(o.UID) != uid || ended(o))
+	return !ok || string(o.UID) != uid || ended(o)
 }
 
 // wake tells those who wait that a round was published.

@@ -79,3 +79,27 @@ func TestPods(t *testing.T) {
 		}
 	})
 }
+
+// A namespace that is read between two look-ups has no deleted pods for that.
+func TestPodsReadMeanwhile(t *testing.T) {
+	published := false
+	round := func() { published = true } // of all that is in the namespace
+	p := &pods{
+		find: func(mesh.ObjectKey) (*corev1.Pod, bool) {
+			defer round()
+			return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u1"}}, published
+		},
+		read:    func(string) bool { defer round(); return published },
+		changed: make(chan struct{}),
+	}
+	if p.Gone("c1", "shop", "cart-1", "u1") {
+		t.Error("a pod is gone that was read just now")
+	}
+	published = false
+	synctest.Test(t, func(t *testing.T) {
+		p.changed = make(chan struct{})
+		if pod, known := p.Pod(t.Context(), "c1", "shop", "cart-1", "u1"); known && pod.Deleted {
+			t.Error("a pod is deleted that was read just now")
+		}
+	})
+}
