@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -85,10 +86,19 @@ func (s *clients) enter(ctx context.Context, call *identity.Call, h xds.Hello) (
 		ID: id, Meta: c, Ask: ask,
 		Groups:  func() ([]xds.Group, xds.Group) { return s.pipeline.Groups(c.workload) },
 		Confirm: func() error { return s.confirm(caller) },
-		OnNack: func(typeURL, version, detail string, origins []string) {
-			s.rejected(ctx, rejection{client: id, typeURL: typeURL, version: version, detail: detail, origins: origins})
-		},
+		OnNack:  s.onNack(ctx, id),
 	}, nil
+}
+
+// onNack is xds.Session.OnNack of one stream. A proxy that asks again for what it rejects must not write our log.
+func (s *clients) onNack(ctx context.Context, id string) func(typeURL, version, detail string, origins []string) {
+	var told pace // by type
+	return func(typeURL, version, detail string, origins []string) {
+		untold, tell := told.allow(typeURL, time.Now())
+		s.rejected(ctx, rejection{
+			client: id, typeURL: typeURL, version: version, detail: detail, origins: origins, quiet: !tell, untold: untold,
+		})
+	}
 }
 
 // confirm asks again what may have ended since the checks: who closes streams then did not find this one.

@@ -23,7 +23,8 @@ type refusals struct {
 	told             pace
 }
 
-// Refusals by one check are told of tellBurst at once and then one each tellEvery: strangers must not write our log.
+// Refusals by one check, and rejections of one type by one stream, are told of tellBurst at once and then one each tellEvery:
+// others must not write our log.
 const (
 	tellBurst = 20
 	tellEvery = time.Second
@@ -95,13 +96,18 @@ func (r *refusals) note(ctx context.Context, f identity.Refusal) {
 type rejection struct {
 	client, typeURL, version, detail string
 	origins                          []string
+	quiet                            bool // counted only
+	untold                           int  // quiet ones of this type before it
 }
 
 // rejected is clients.rejected.
 func (r *refusals) rejected(ctx context.Context, x rejection) {
 	r.responses.WithLabelValues(x.typeURL).Inc()
+	if x.quiet {
+		return
+	}
 	r.log.LogAttrs(ctx, slog.LevelWarn, "client rejected resources", slog.String("client", x.client), slog.String("type", x.typeURL),
-		slog.String("version", x.version), slog.String("detail", x.detail), slog.Any("ref", x.origins))
+		slog.String("version", x.version), slog.String("detail", x.detail), slog.Any("ref", x.origins), slog.Int("untold", x.untold))
 	r.events.Warn("ConfigRejected", fmt.Sprintf("the proxy of %s keeps what it had and rejects a change of %s: %s",
 		x.client, strings.Join(x.origins, ", "), x.detail))
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"runtime"
 	"strings"
 	"testing"
@@ -29,6 +30,26 @@ func TestRefusalsArePaced(t *testing.T) {
 	}
 	if untold, ok := p.allow("token-valid", now.Add(tellEvery)); !ok || untold != 1000-tellBurst {
 		t.Errorf("after a second: told %v, of %d not told", ok, untold)
+	}
+}
+
+// A proxy that rejects again and again is counted, and told of in part; what it says of another type is told.
+func TestRejectionsArePaced(t *testing.T) {
+	told, counted := map[string]int{}, 0
+	s := &clients{rejected: func(_ context.Context, r rejection) {
+		counted++
+		if !r.quiet {
+			told[r.typeURL]++
+		}
+	}}
+	nack := s.onNack(t.Context(), "cart-1.shop")
+	began := time.Now()
+	for range 1000 {
+		nack(clusterType, "1", "no", nil)
+	}
+	nack(listenerType, "1", "no", nil)
+	if most := tellBurst + int(time.Since(began)/tellEvery) + 1; counted != 1001 || told[clusterType] < tellBurst || told[clusterType] > most || told[listenerType] != 1 {
+		t.Errorf("%d are counted, told are %v", counted, told)
 	}
 }
 
