@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,12 +59,14 @@ func TestPods(t *testing.T) {
 		want("old", deleted, podWait)
 
 		late := time.Second // as much as the watch lags
-		go func() {
+		var watch sync.WaitGroup
+		watch.Go(func() {
 			time.Sleep(late)
 			w.set(pod("new", corev1.PodPending), false) // its kubelet has not written an address
 			step()
-		}()
+		})
 		want("new", runs, late)
+		watch.Wait()
 		want("old", deleted, podWait)
 
 		w.set(pod("new", corev1.PodFailed), false)
