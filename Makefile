@@ -3,7 +3,8 @@
 
 VERSION   := $(shell sed -n 's/^version: *//p' local/images.yaml)
 # grpcnotrace leaves golang.org/x/net/trace out of every binary, and with it html/template: 3 MB of each process.
-GO_BUILD  := CGO_ENABLED=0 go build -trimpath -tags grpcnotrace
+GO_FLAGS  := -trimpath -tags grpcnotrace
+GO_BUILD  := CGO_ENABLED=0 go build $(GO_FLAGS)
 LDFLAGS   := -s -w -X github.com/heddle-mesh/heddle/internal/obs.Version=$(VERSION)
 KUBE      := v1.35.4
 KUBE_PKG  := k8s.io/component-base/version
@@ -43,7 +44,7 @@ test: deps build lint unit fuzz e2e ## everything, the end-to-end tests on a rea
 
 unit: ## no root, no cluster, at most three minutes warm; every rendered message is loaded by the pinned Envoy
 	HEDDLE_ENVOY=$$(go -C local run ./cmd/image -envoy) go test -race ./...
-	cd local && go test ./...
+	cd local && CGO_ENABLED=0 go test $(GO_FLAGS) ./... # as it is built: another form compiles Kubernetes once more
 
 fuzz: ## ten seconds for everything that parses
 	scripts/fuzz.sh
