@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -62,12 +63,20 @@ type Store interface {
 	Create(ctx context.Context, data map[string][]byte) error
 }
 
-// Authority signs the certificates of one mesh. It is immutable and safe for concurrent use.
+// Authority signs the certificates of one mesh. Its signing certificate can be replaced; its roots stay. It is safe for
+// concurrent use.
 type Authority struct {
+	plugged bool // the material is an administrator's
+	current atomic.Pointer[material]
+}
+
+// material is what an authority signs with at one time; immutable.
+type material struct {
 	key          crypto.Signer
 	cert         *x509.Certificate
 	intermediate []string // PEM, one each: the signing certificate and those above it, without roots
-	roots        string   // PEM bundle
+	trusted      []*x509.Certificate
+	roots        string // the same, a PEM bundle
 }
 
 // Open returns the authority over the given files (those of the directory that Secret cacerts is mounted at; none is the
@@ -80,11 +89,11 @@ func Open(ctx context.Context, files map[string][]byte, store Store, trustDomain
 		return nil, err
 	}
 	if given != nil {
-		a, err := newAuthority(given, now)
+		m, err := newMaterial(given, now)
 		if err != nil {
 			return nil, fmt.Errorf("read signing material of Secret cacerts: %w", err)
 		}
-		return a, nil
+		return newAuthority(m, true), nil
 	}
 	data, err := store.Load(ctx)
 	if err == nil && data == nil {
@@ -98,11 +107,66 @@ func Open(ctx context.Context, files map[string][]byte, store Store, trustDomain
 	if err != nil {
 		return nil, fmt.Errorf("keep the mesh's root: %w", err)
 	}
-	a, err := newAuthority(data, now)
+	m, err := newMaterial(data, now)
 	if err != nil {
 		return nil, fmt.Errorf("read the mesh's root: %w", err)
 	}
-	return a, nil
+	return newAuthority(m, false), nil
+}
+
+func newAuthority(m *material, plugged bool) *Authority {
+	a := &Authority{plugged: plugged}
+	a.current.Store(m)
+	return a
+}
+
+// Replace has the authority sign with the given files from now on, and reports whether they differ from what it signs with.
+// On an error it goes on with what it has. Other roots are such an error: a certificate under a root that only some proxies
+// trust yet is refused by the others. One caller at a time.
+func (a *Authority) Replace(files map[string][]byte, now time.Time) (changed bool, err error) {
+	given, err := istioForm(files)
+	if err != nil {
+		return false, err
+	}
+	if given == nil && a.plugged {
+		return false, errors.New("secret cacerts is gone, and the next start would make another root for the mesh: create it again")
+	}
+	if given == nil {
+		return false, nil
+	}
+	next, err := newMaterial(given, now)
+	if err != nil {
+		return false, fmt.Errorf("read signing material of Secret cacerts: %w", err)
+	}
+	have := a.current.Load()
+	if added, gone := notAmong(have.trusted, next.trusted), notAmong(next.trusted, have.trusted); len(added)+len(gone) > 0 {
+		return false, fmt.Errorf("%s of Secret cacerts adds %s and lacks %s: these are not the roots that the mesh's proxies trust. "+
+			"Change a root in steps: give %s both roots and keep the signer, restart the control plane, and give it the new signer when all proxies "+
+			"have a certificate of after the restart; remove the old root and restart when they have one of the new signer",
+			rootCert, subjects(added), subjects(gone), rootCert)
+	}
+	next.trusted, next.roots = have.trusted, have.roots // in one order, as members hold the text
+	if next.cert.Equal(have.cert) && slices.Equal(next.intermediate, have.intermediate) {
+		return false, nil
+	}
+	a.current.Store(next)
+	return true, nil
+}
+
+// notAmong returns those of certs that are not among others.
+func notAmong(others, certs []*x509.Certificate) []*x509.Certificate {
+	return slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return slices.ContainsFunc(others, c.Equal) })
+}
+
+func subjects(certs []*x509.Certificate) string {
+	if len(certs) == 0 {
+		return "nothing"
+	}
+	var out []string
+	for _, c := range certs {
+		out = append(out, fmt.Sprintf("%q (serial %x)", c.Subject, c.SerialNumber))
+	}
+	return strings.Join(out, ", ")
 }
 
 // istioForm returns the files under Istio's keys, nil if there are none.
@@ -146,8 +210,8 @@ func selfSigned(trustDomain string, now time.Time) (map[string][]byte, error) {
 	return map[string][]byte{caCert: cert, caKey: keyPEM, rootCert: cert, certChain: {}, "key.pem": {}}, nil
 }
 
-// newAuthority reads data in Istio's form and checks that key, certificate, chain and root belong together.
-func newAuthority(data map[string][]byte, now time.Time) (*Authority, error) {
+// newMaterial reads data in Istio's form and checks that key, certificate, chain and root belong together.
+func newMaterial(data map[string][]byte, now time.Time) (*material, error) {
 	pair, err := tls.X509KeyPair(data[caCert], data[caKey]) // PKCS#1, PKCS#8 and SEC 1; key and certificate match
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", caCert, caKey, err)
@@ -164,34 +228,37 @@ func newAuthority(data map[string][]byte, now time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", certChain, err)
 	}
-	a := &Authority{key: pair.PrivateKey.(crypto.Signer), cert: cert}
+	m := &material{key: pair.PrivateKey.(crypto.Signer), cert: cert, trusted: roots}
 	v := x509.VerifyOptions{
 		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
 		CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	}
 	for _, r := range roots {
 		v.Roots.AddCert(r)
-		a.roots += encodeCert(r.Raw)
+		m.roots += encodeCert(r.Raw)
 	}
-	seen := roots
+	seen := slices.Clone(roots)
 	for _, c := range append([]*x509.Certificate{cert}, above...) {
 		if !slices.ContainsFunc(seen, c.Equal) {
 			seen = append(seen, c)
 			v.Intermediates.AddCert(c)
-			a.intermediate = append(a.intermediate, encodeCert(c.Raw))
+			m.intermediate = append(m.intermediate, encodeCert(c.Raw))
 		}
 	}
 	if _, err := cert.Verify(v); err != nil {
 		return nil, fmt.Errorf("%s does not lead to %s: %w", caCert, rootCert, err)
 	}
-	return a, nil
+	return m, nil
 }
 
 // Roots returns the bundle that the mesh's workloads trust, in PEM: what ConfigMap istio-ca-root-cert holds.
-func (a *Authority) Roots() string { return a.roots }
+func (a *Authority) Roots() string { return a.current.Load().roots }
 
 // NotAfter returns the end of the signing certificate; no leaf outlives it.
-func (a *Authority) NotAfter() time.Time { return a.cert.NotAfter }
+func (a *Authority) NotAfter() time.Time { return a.current.Load().cert.NotAfter }
+
+// Signer names the signing certificate.
+func (a *Authority) Signer() string { return a.current.Load().cert.Subject.String() }
 
 // Sign answers a PEM request with the certificate of id for the request's public key; nothing else in the request counts.
 // It returns, each in PEM, the leaf, every intermediate, and last the whole root bundle, as agents expect them.
@@ -213,11 +280,12 @@ func (a *Authority) Sign(csr []byte, id mesh.Identity, ttl time.Duration, now ti
 	if err != nil {
 		return nil, fmt.Errorf("write identity %q as a URI: %w", id, err)
 	}
-	leaf, err := a.leaf(&x509.Certificate{URIs: []*url.URL{uri}}, key, ttl, now)
+	m := a.current.Load()
+	leaf, err := m.leaf(&x509.Certificate{URIs: []*url.URL{uri}}, key, ttl, now)
 	if err != nil {
 		return nil, err
 	}
-	return append(append([]string{encodeCert(leaf.Raw)}, a.intermediate...), a.roots), nil
+	return append(append([]string{encodeCert(leaf.Raw)}, m.intermediate...), m.roots), nil
 }
 
 // publicKey returns the key of a request whose sender holds its private half, if the key is strong enough.
@@ -250,18 +318,18 @@ func publicKey(csr []byte) (any, error) {
 }
 
 // leaf signs t, in which the names are set, for key.
-func (a *Authority) leaf(t *x509.Certificate, key any, ttl time.Duration, now time.Time) (*x509.Certificate, error) {
-	if !now.Before(a.cert.NotAfter) {
-		return nil, fmt.Errorf("the signing certificate of the mesh ended at %s", a.cert.NotAfter.Format(time.RFC3339))
+func (m *material) leaf(t *x509.Certificate, key any, ttl time.Duration, now time.Time) (*x509.Certificate, error) {
+	if !now.Before(m.cert.NotAfter) {
+		return nil, fmt.Errorf("the signing certificate of the mesh ended at %s", m.cert.NotAfter.Format(time.RFC3339))
 	}
 	t.NotBefore, t.NotAfter = now.Add(-skew), now.Add(ttl)
-	if t.NotAfter.After(a.cert.NotAfter) {
-		t.NotAfter = a.cert.NotAfter
+	if t.NotAfter.After(m.cert.NotAfter) {
+		t.NotAfter = m.cert.NotAfter
 	}
 	t.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	t.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, key, a.key) // with an empty subject the SAN is critical
+	der, err := x509.CreateCertificate(rand.Reader, t, m.cert, key, m.key) // with an empty subject the SAN is critical
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
@@ -282,8 +350,8 @@ func ServingNames(namespace, revision string, more ...string) []string {
 	return names
 }
 
-// Serving is a server's own certificate, signed by its authority and made anew at a handshake after half of its life.
-// So it needs no timer, and an idle plane does nothing. Safe for concurrent use.
+// Serving is a server's own certificate, signed by its authority and made anew at a handshake after half of its life, or when
+// the authority signs with another certificate. So it needs no timer, and an idle plane does nothing. Safe for concurrent use.
 type Serving struct {
 	authority *Authority
 	names     []string
@@ -291,6 +359,7 @@ type Serving struct {
 
 	mu      sync.Mutex // guards the fields below
 	cert    *tls.Certificate
+	by      *material // signed cert
 	renewAt time.Time
 }
 
@@ -303,32 +372,32 @@ func (a *Authority) Serving(names []string, now func() time.Time) *Serving {
 func (s *Serving) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
-	if s.cert != nil && now.Before(s.renewAt) {
+	now, by := s.now(), s.authority.current.Load()
+	if s.cert != nil && s.by == by && now.Before(s.renewAt) {
 		return s.cert, nil
 	}
-	cert, err := s.authority.serve(s.names, now)
+	cert, err := by.serve(s.names, now)
 	if err != nil {
 		if s.cert != nil && now.Before(s.cert.Leaf.NotAfter) {
 			return s.cert, nil
 		}
 		return nil, err
 	}
-	s.cert, s.renewAt = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
+	s.cert, s.by, s.renewAt = cert, by, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
 	return cert, nil
 }
 
-func (a *Authority) serve(names []string, now time.Time) (*tls.Certificate, error) {
+func (m *material) serve(names []string, now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := a.leaf(&x509.Certificate{DNSNames: names}, key.Public(), defaultLife, now)
+	leaf, err := m.leaf(&x509.Certificate{DNSNames: names}, key.Public(), defaultLife, now)
 	if err != nil {
 		return nil, err
 	}
 	cert := &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
-	for _, c := range a.intermediate {
+	for _, c := range m.intermediate {
 		block, _ := pem.Decode([]byte(c))
 		cert.Certificate = append(cert.Certificate, block.Bytes)
 	}

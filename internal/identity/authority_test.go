@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -128,7 +129,7 @@ func TestSelfSignedRootIsKept(t *testing.T) {
 	if err != nil || lost.Roots() != first.Roots() {
 		t.Errorf("who lost the race has another root, or: %v", err)
 	}
-	if org := first.cert.Subject.Organization; !slices.Equal(org, []string{"cluster.local"}) {
+	if org := first.current.Load().cert.Subject.Organization; !slices.Equal(org, []string{"cluster.local"}) {
 		t.Errorf("organization is %q", org)
 	}
 	if got := first.NotAfter().Sub(now).Round(time.Hour); got != rootLife {
@@ -181,7 +182,7 @@ func TestPluggedMaterial(t *testing.T) {
 	}
 
 	tlsForm := map[string][]byte{tlsCert: files[certChain], tlsKey: files[caKey], tlsRoot: files[rootCert]}
-	if b, err := Open(t.Context(), tlsForm, nil, "cluster.local", now); err != nil || !slices.Equal(b.intermediate, a.intermediate) {
+	if b, err := Open(t.Context(), tlsForm, nil, "cluster.local", now); err != nil || !slices.Equal(b.current.Load().intermediate, a.current.Load().intermediate) {
 		t.Errorf("kubernetes.io/tls form: %v", err)
 	}
 }
@@ -206,7 +207,7 @@ func TestPluggedMaterialRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cert, err := a.serve([]string{"x"}, now)
+			cert, err := a.current.Load().serve([]string{"x"}, now)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -348,6 +349,149 @@ func TestServingIsRenewed(t *testing.T) {
 	now = a.NotAfter().Add(time.Second)
 	if c, err := s.GetCertificate(nil); err == nil {
 		t.Errorf("serves %v after its end", c == last)
+	}
+}
+
+// rotated returns cacerts with a new signer of the root.
+func rotated(t *testing.T, name string, root *x509.Certificate, rootKey crypto.Signer, end time.Time) map[string][]byte {
+	t.Helper()
+	key := ec(t)
+	cert := authority(t, name, key, root, rootKey, end)
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string][]byte{
+		caCert: []byte(encodeCert(cert.Raw)), caKey: keyPEM, rootCert: []byte(encodeCert(root.Raw)), certChain: []byte(encodeCert(cert.Raw)),
+	}
+}
+
+func verify(chain []string, roots string, now time.Time) error {
+	certs, err := parseCerts([]byte(strings.Join(chain[:len(chain)-1], "")))
+	if err != nil {
+		return err
+	}
+	v := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now}
+	v.Roots.AppendCertsFromPEM([]byte(roots))
+	for _, c := range certs[1:] {
+		v.Intermediates.AddCert(c)
+	}
+	_, err = certs[0].Verify(v)
+	return err
+}
+
+// A rotated signer signs the next leaf and the next handshake; leaves of the one before stay good, and nobody's roots change.
+func TestReplace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rootKey, otherKey := ec(t), ec(t)
+		end := time.Now().Add(48 * time.Hour)
+		root, other := authority(t, "root", rootKey, nil, nil, end), authority(t, "other", otherKey, nil, nil, end)
+		bundle := encodeCert(root.Raw) + encodeCert(other.Raw)
+		both := func(f map[string][]byte, roots string) map[string][]byte {
+			f[rootCert] = []byte(roots)
+			return f
+		}
+		first := both(rotated(t, "first", root, rootKey, end), bundle)
+		a, err := Open(t.Context(), first, nil, "cluster.local", time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		serving := a.Serving([]string{"x"}, time.Now)
+		sign := func() []string {
+			t.Helper()
+			chain, err := a.Sign(request(t, &x509.CertificateRequest{}), web, time.Hour, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return chain
+		}
+		served := func() *tls.Certificate {
+			t.Helper()
+			c, err := serving.GetCertificate(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		replace := func(files map[string][]byte, want bool) {
+			t.Helper()
+			if changed, err := a.Replace(files, time.Now()); err != nil || changed != want {
+				t.Errorf("changed is %v, want %v: %v", changed, want, err)
+			}
+		}
+		before, servedBefore := sign(), served()
+		replace(first, false)
+		if served() != servedBefore {
+			t.Error("the serving certificate is made anew though nothing changed")
+		}
+		time.Sleep(time.Minute)
+		second := both(rotated(t, "second", root, rootKey, end), bundle)
+		third := both(rotated(t, "third", other, otherKey, end), encodeCert(other.Raw)+encodeCert(root.Raw)) // the same roots in another order
+		for _, files := range []map[string][]byte{second, third} {
+			replace(files, true)
+			chain := sign()
+			if chain[1] != string(files[caCert]) || verify(chain, bundle, time.Now()) != nil {
+				t.Errorf("the next leaf is not of %s: %v", a.Signer(), verify(chain, bundle, time.Now()))
+			}
+			if a.Roots() != bundle || chain[len(chain)-1] != bundle {
+				t.Error("the roots are others, or in another order")
+			}
+			if got := encodeCert(served().Certificate[1]); got != string(files[caCert]) {
+				t.Error("the serving certificate is not of the new signer")
+			}
+			if err := verify(before, bundle, time.Now()); err != nil {
+				t.Errorf("a leaf of before: %v", err)
+			}
+		}
+	})
+}
+
+// What can't be signed with leaves the signer of before, and says what to do.
+func TestReplaceRefused(t *testing.T) {
+	rootKey, otherKey := ec(t), ec(t)
+	end := time.Now().Add(48 * time.Hour)
+	root, other := authority(t, "root", rootKey, nil, nil, end), authority(t, "other", otherKey, nil, nil, end)
+	first := rotated(t, "first", root, rootKey, end)
+	for name, tc := range map[string]struct {
+		change func(map[string][]byte)
+		want   string
+	}{
+		"half written":  {func(f map[string][]byte) { f[caKey] = first[caKey] }, "private key does not match"},
+		"a key missing": {func(f map[string][]byte) { delete(f, certChain) }, "lacks cert-chain.pem"},
+		"another chain": {func(f map[string][]byte) { f[rootCert] = []byte(encodeCert(other.Raw)) }, "does not lead to root-cert.pem"},
+		"ended": {func(f map[string][]byte) {
+			maps.Copy(f, rotated(t, "ended", root, rootKey, time.Now().Add(-time.Second)))
+		}, "expired"},
+		"gone":        {func(f map[string][]byte) { clear(f) }, "cacerts is gone"},
+		"a new root":  {func(f map[string][]byte) { maps.Copy(f, rotated(t, "x", other, otherKey, end)) }, `adds "CN=other" (serial 1) and lacks "CN=root" (serial 1)`},
+		"a root more": {func(f map[string][]byte) { f[rootCert] = append(f[rootCert], encodeCert(other.Raw)...) }, `adds "CN=other" (serial 1) and lacks nothing`},
+		"a signer too early": {func(f map[string][]byte) {
+			maps.Copy(f, rotated(t, "x", other, otherKey, end))
+			f[rootCert] = append(f[rootCert], encodeCert(root.Raw)...)
+		}, "give root-cert.pem both roots and keep the signer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, err := Open(t.Context(), first, nil, "cluster.local", time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			files := rotated(t, "second", root, rootKey, end)
+			tc.change(files)
+			if changed, err := a.Replace(files, time.Now()); changed || err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("changed is %v, error %v, want %q", changed, err, tc.want)
+			}
+			chain, err := a.Sign(request(t, &x509.CertificateRequest{}), web, time.Hour, time.Now())
+			if err != nil || chain[1] != string(first[caCert]) || chain[2] != string(first[rootCert]) {
+				t.Errorf("the signer of before does not go on: %v", err)
+			}
+		})
+	}
+	a := newRoot(t, time.Now())
+	if changed, err := a.Replace(nil, time.Now()); changed || err != nil {
+		t.Errorf("a mesh with its own root and no cacerts: %v, %v", changed, err)
+	}
+	if changed, err := a.Replace(first, time.Now()); changed || err == nil {
+		t.Error("an administrator's root takes the place of the mesh's own at once")
 	}
 }
 
