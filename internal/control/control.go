@@ -6,11 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -149,6 +145,7 @@ func (p *plane) start(ctx context.Context) error {
 		return err
 	}
 	events := p.cluster.Events(ctx, p.Namespace, "istiod"+p.suffix())
+	p.followSigning(ctx, authority, events)
 	if err := p.writeRoot(ctx, authority.Roots(), events); err != nil {
 		return err
 	}
@@ -173,7 +170,7 @@ func (p *plane) start(ctx context.Context) error {
 	server = xds.NewServer(xds.Options{Log: p.Log, Types: served, Admit: admission.admit, ControlPlane: p.identifier()})
 	d.server = server
 	p.labelled.MustRegister(&metrics{
-		options: p.Options, began: time.Now(), server: server, meters: g.Meters, members: members, rootExpiry: authority.NotAfter(),
+		options: p.Options, began: time.Now(), server: server, meters: g.Meters, members: members, signerEnd: authority.NotAfter,
 	})
 
 	g.OnPublish(func(rev graph.Rev) {
@@ -282,24 +279,6 @@ func (p *plane) open(ctx context.Context, members *members, pipeline *Pipeline, 
 			slog.Any("namespaces", members.unread()))
 	}
 	return ctx.Err()
-}
-
-// authority reads the signing material that an administrator mounted, or the mesh's own root.
-func (p *plane) authority(ctx context.Context, trustDomain string) (*identity.Authority, error) {
-	files := map[string][]byte{}
-	entries, err := os.ReadDir(p.SigningDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read the signing material: %w", err)
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "..") { // the kubelet's own, not a key of the Secret
-			continue
-		}
-		if files[e.Name()], err = os.ReadFile(filepath.Join(p.SigningDir, e.Name())); err != nil {
-			return nil, fmt.Errorf("read the signing material: %w", err)
-		}
-	}
-	return identity.Open(ctx, files, secretStore{p.cluster, p.Namespace}, trustDomain, time.Now())
 }
 
 // secretStore keeps the mesh's own root in its Secret; it implements identity.Store.

@@ -41,12 +41,12 @@ func (m *metrics) label(version string) string {
 
 // metrics reads the plane's counters when it is scraped, so that an idle plane does nothing.
 type metrics struct {
-	options    Options
-	began      time.Time
-	server     *xds.Server
-	meters     func() []graph.Meter
-	members    *members
-	rootExpiry time.Time
+	options   Options
+	began     time.Time
+	server    *xds.Server
+	meters    func() []graph.Meter
+	members   *members
+	signerEnd func() time.Time
 }
 
 // Describe implements prometheus.Collector.
@@ -62,7 +62,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(infoDesc, 1, m.options.apiVersion())
 	gauge(uptimeDesc, time.Since(m.began).Seconds())
-	gauge(rootExpiryDesc, float64(m.rootExpiry.Unix()))
+	gauge(rootExpiryDesc, float64(m.signerEnd().Unix()))
 	versions := map[string]float64{m.options.apiVersion(): 0}
 	for _, c := range m.server.Clients() {
 		if meta, ok := c.Session.Meta.(*client); ok {

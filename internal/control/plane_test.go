@@ -81,6 +81,8 @@ type running struct {
 	ended chan error
 	stop  context.CancelFunc
 	wait  time.Duration // Options.OpenWait
+
+	signing string // Options.SigningDir; empty by default
 }
 
 func startPlane(t *testing.T) *running {
@@ -90,7 +92,7 @@ func startPlane(t *testing.T) *running {
 	n := h.Sum32()
 	r := &running{
 		api: kubetest.New(t), log: &transcript{written: make(chan struct{})}, ended: make(chan error, 1),
-		addr: net.IPv4(127, byte(n>>16)|1, byte(n>>8), byte(n)|1).String(),
+		addr: net.IPv4(127, byte(n>>16)|1, byte(n>>8), byte(n)|1).String(), signing: t.TempDir(),
 	}
 	r.api.Review = podsOnly
 	return r
@@ -101,7 +103,7 @@ func (r *running) run(t *testing.T) {
 	r.stop = cancel
 	go func() {
 		r.ended <- Run(ctx, Options{
-			Mesh: "one", Namespace: system, PodName: "istiod-1", Cluster: "c1", Kubeconfig: r.api.Kubeconfig(), SigningDir: t.TempDir(),
+			Mesh: "one", Namespace: system, PodName: "istiod-1", Cluster: "c1", Kubeconfig: r.api.Kubeconfig(), SigningDir: r.signing,
 			SecureAddr: r.addr + ":15012", HTTPSAddr: r.addr + ":15017", MonitoringAddr: r.addr + ":15014", HTTPAddr: r.addr + ":8080",
 			OpenWait: r.wait, Log: slog.New(slog.NewTextHandler(r.log, nil)),
 		})
