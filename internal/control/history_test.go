@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
@@ -347,6 +348,91 @@ func TestProvisionalInbound(t *testing.T) {
 	w.graph.Step()
 	if v := inbound(); v == said || v == "" {
 		t.Errorf("the pod's own labels do not count: listener %q", v)
+	}
+}
+
+// A policy that becomes invalid leaves what it said before, until it is mended or deleted; one that was never valid is strict
+// for what it may be meant for, and for nothing outside of its namespace.
+func TestInvalidPolicyOpensNothing(t *testing.T) {
+	w, h := newWorld("a"), history{}
+	h.join(w, "istio-system", "n0", "n1")
+	for _, ns := range []string{"n0", "n1"} {
+		for _, app := range []string{"x", "y"} {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: app, Labels: map[string]string{"app": app}}}
+			pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"}
+			w.set(pod, false)
+		}
+	}
+	policy := func(uid types.UID, spec string) *securityv1.PeerAuthentication {
+		o := &securityv1.PeerAuthentication{ObjectMeta: metav1.ObjectMeta{Namespace: "n0", Name: "a", UID: uid}}
+		if err := protojson.Unmarshal([]byte(spec), &o.Spec); err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	unreadable := func(uid types.UID, spec string) *securityv1.PeerAuthentication {
+		o := policy(uid, spec)
+		o.Annotations = map[string]string{mesh.UnreadableAnnotation: "no such mode"}
+		return o
+	}
+	otherRevision := policy("1", `{}`)
+	otherRevision.Labels = map[string]string{"istio.io/rev": "canary"}
+	const (
+		forX     = `{"selector": {"matchLabels": {"app": "x"}}}`
+		open     = mesh.PeerPermissive
+		strict   = mesh.PeerStrict
+		lastGood = "LastGoodInForce"
+		restart  = "StrictInForce"
+	)
+	for _, step := range []struct {
+		what    string
+		set     *securityv1.PeerAuthentication // nil: deleted
+		x, y    mesh.PeerMode
+		inForce string // reason of the finding that says so
+	}{
+		{"never valid", unreadable("0", forX), strict, open, restart},
+		{"never valid, for others", unreadable("0", `{"selector": {"matchLabels": {"app": "y"}}}`), open, strict, restart},
+		{"never valid, for all", unreadable("0", `{}`), strict, strict, restart},
+		{"its selector cannot be read", unreadable("0", `{"selector": {}}`), strict, strict, restart},
+		{"its selector is refused", policy("0", `{"selector": {"matchLabels": {"app": "-"}}}`), strict, strict, restart},
+		{"valid", policy("0", `{"mtls": {"mode": "STRICT"}}`), strict, strict, ""},
+		{"unreadable", unreadable("0", forX), strict, strict, lastGood},
+		{"refused", policy("0", `{"mtls": {"mode": "PERMISSIVE"}, "portLevelMtls": {"80": {}}}`), strict, strict, lastGood},
+		{"no mode of the API", policy("0", `{"mtls": {"mode": 7}}`), strict, strict, lastGood},
+		{"mended", policy("0", `{"mtls": {"mode": "DISABLE"}}`), mesh.PeerDisable, mesh.PeerDisable, ""},
+		{"unreadable again", unreadable("0", forX), mesh.PeerDisable, mesh.PeerDisable, lastGood},
+		{"made again meanwhile", unreadable("1", forX), strict, open, restart},
+		{"for another revision", otherRevision, open, open, ""},
+		{"back, and unreadable", unreadable("1", forX), strict, open, restart},
+		{"deleted", nil, open, open, ""},
+		{"made again", unreadable("2", forX), strict, open, restart},
+	} {
+		if step.set == nil {
+			w.set(policy("1", `{}`), true)
+		} else {
+			w.set(step.set, false)
+		}
+		w.graph.Step()
+		for pod, want := range map[string]mesh.PeerMode{"n0/x": step.x, "n0/y": step.y, "n1/x": open, "n1/y": open} {
+			ns, name, _ := strings.Cut(pod, "/")
+			p, ok := w.tables.Peerings.Lookup(mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: ns, Name: name})
+			if !ok || p.At(80) != want {
+				t.Errorf("%s: %s accepts %v, want %v", step.what, pod, p.At(80), want)
+			}
+		}
+		var said []string
+		for _, f := range w.Findings() {
+			if f.Reason == lastGood || f.Reason == restart {
+				said = append(said, f.About.String()+" "+f.Reason)
+			}
+		}
+		var want []string
+		if step.inForce != "" {
+			want = []string{"PeerAuthentication n0/a " + step.inForce}
+		}
+		if !slices.Equal(said, want) {
+			t.Errorf("%s: said %v, want %v", step.what, said, want)
+		}
 	}
 }
 

@@ -166,13 +166,18 @@ func (p *Pipeline) records(g *graph.Graph) {
 				emit(e.Key, e)
 			}
 		})
-	find(p, g, "endpointslices", p.EndpointSlices.Table, func(c mesh.Config, k mesh.ObjectKey, o *discoveryv1.EndpointSlice) []mesh.Finding {
+	find(p, g, "endpointslices", p.EndpointSlices.Table, func(_ *graph.Reader, c mesh.Config, k mesh.ObjectKey, o *discoveryv1.EndpointSlice) []mesh.Finding {
 		_, found := ingest.Endpoints(c, k, o)
 		return found
 	})
-	find(p, g, "services", p.Services.Table, ingest.ServiceFindings)
-	rules := parsed(p, g, "rules", p.DestinationRules.Table, ingest.Rule)
-	policies := parsed(p, g, "policies", p.PeerAuthentications.Table, ingest.PeerPolicy)
+	find(p, g, "services", p.Services.Table, func(_ *graph.Reader, c mesh.Config, k mesh.ObjectKey, o *corev1.Service) []mesh.Finding {
+		return ingest.ServiceFindings(c, k, o)
+	})
+	rules := parsed(p, g, "rules", p.DestinationRules.Table,
+		func(_ *graph.Reader, c mesh.Config, k mesh.ObjectKey, o *networkingv1.DestinationRule) (mesh.Rule, bool, []mesh.Finding) {
+			return ingest.Rule(c, k, o)
+		})
+	policies := safer(p, g, "policies", p.PeerAuthentications.Table, ingest.ValidPeerPolicy, ingest.PeerPolicy)
 	p.indexes(g, endpoints, rules, policies)
 }
 
@@ -205,10 +210,10 @@ func (p *Pipeline) reads(r *graph.Reader, namespace string, o metav1.Object) boo
 
 // parsed builds the records of a kind that may be meant for one revision only, and what is found in its objects.
 func parsed[O metav1.Object, V any](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
-	parse func(mesh.Config, mesh.ObjectKey, O) (V, bool, []mesh.Finding),
+	parse func(*graph.Reader, mesh.Config, mesh.ObjectKey, O) (V, bool, []mesh.Finding),
 ) *graph.Table[mesh.ObjectKey, V] {
-	find(p, g, name, from, func(c mesh.Config, k mesh.ObjectKey, o O) []mesh.Finding {
-		_, _, found := parse(c, k, o)
+	find(p, g, name, from, func(r *graph.Reader, c mesh.Config, k mesh.ObjectKey, o O) []mesh.Finding {
+		_, _, found := parse(r, c, k, o)
 		return found
 	})
 	return graph.Derive(g, name, from, graph.TableOptions[V]{},
@@ -216,22 +221,51 @@ func parsed[O metav1.Object, V any](p *Pipeline, g *graph.Graph, name string, fr
 			if !p.reads(r, k.Namespace, o) {
 				return
 			}
-			if v, ok, _ := parse(p.tables.ConfigOf(r, p.id), k, o); ok {
+			if v, ok, _ := parse(r, p.tables.ConfigOf(r, p.id), k, o); ok {
 				emit(k, v)
 			}
 		})
 }
 
+// safer is parsed for a kind whose objects make safer: parse is told the last version of the object that was valid, the zero O
+// if none is known. An object that was deleted and made again has none in common with the one before.
+func safer[O interface {
+	comparable
+	metav1.Object
+}, V any](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
+	valid func(mesh.Config, mesh.ObjectKey, O) bool,
+	parse func(c mesh.Config, k mesh.ObjectKey, o, good O) (V, bool, []mesh.Finding),
+) *graph.Table[mesh.ObjectKey, V] {
+	good := graph.Derive(g, name+".good", from, graph.TableOptions[O]{Equal: func(a, b O) bool { return a == b }},
+		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(mesh.ObjectKey, O)) {
+			switch {
+			case !p.reads(r, k.Namespace, o):
+			case valid(p.tables.ConfigOf(r, p.id), k, o):
+				emit(k, o)
+			default:
+				r.Keep()
+			}
+		})
+	return parsed(p, g, name, from, func(r *graph.Reader, c mesh.Config, k mesh.ObjectKey, o O) (V, bool, []mesh.Finding) {
+		last, ok := graph.Get(r, good, k)
+		if !ok || last.GetUID() != o.GetUID() {
+			var none O
+			last = none
+		}
+		return parse(c, k, o, last)
+	})
+}
+
 // find builds the findings about a kind of objects.
 func find[O metav1.Object](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
-	find func(mesh.Config, mesh.ObjectKey, O) []mesh.Finding,
+	find func(*graph.Reader, mesh.Config, mesh.ObjectKey, O) []mesh.Finding,
 ) {
 	p.findings = append(p.findings, graph.Derive(g, "findings."+name, from, graph.TableOptions[mesh.Finding]{},
 		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(findingKey, mesh.Finding)) {
 			if !p.reads(r, k.Namespace, o) {
 				return
 			}
-			for i, f := range find(p.tables.ConfigOf(r, p.id), k, o) {
+			for i, f := range find(r, p.tables.ConfigOf(r, p.id), k, o) {
 				emit(findingKey{About: f.About, Number: i}, f)
 			}
 		}))

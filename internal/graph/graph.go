@@ -467,7 +467,7 @@ type Reader struct {
 }
 
 // Keep has the row keep what it emitted last, whatever this call emits: for one that finds something it reads not to be had
-// for now, by another row's fault, and must not take that for a removal.
+// for now, by a fault, and must not take that for a removal.
 func (r *Reader) Keep() { r.keep = true }
 
 func (r *Reader) record(d dependency) {

@@ -22,13 +22,10 @@ func object(kind string, k mesh.ObjectKey, m *metav1.ObjectMeta) mesh.Object {
 	}
 }
 
-// unreadable returns the finding about an object that no decoder of its kind reads; false: it has been read.
-func unreadable(about mesh.Ref, m *metav1.ObjectMeta) ([]mesh.Finding, bool) {
-	why, ok := m.Annotations[mesh.UnreadableAnnotation]
-	if !ok {
-		return nil, false
-	}
-	return []mesh.Finding{{About: about, Reason: judge.ReasonUndecodable, Message: "spec: cannot be read, so the object has no effect: " + why}}, true
+// unreadable returns why no decoder of its kind reads an object; false: it has been read.
+func unreadable(m *metav1.ObjectMeta) (why string, ok bool) {
+	why, ok = m.Annotations[mesh.UnreadableAnnotation]
+	return why, ok
 }
 
 func place(c mesh.Config, k mesh.ObjectKey) judge.Place {
@@ -39,9 +36,13 @@ func place(c mesh.Config, k mesh.ObjectKey) judge.Place {
 func findings(about mesh.Ref, v judge.Verdict) []mesh.Finding {
 	var out []mesh.Finding
 	for _, f := range v.Findings() {
-		out = append(out, mesh.Finding{About: about, Reason: f.Reason, Message: f.String()})
+		out = append(out, finding(about, f))
 	}
 	return out
+}
+
+func finding(about mesh.Ref, f judge.Finding) mesh.Finding {
+	return mesh.Finding{About: about, Reason: f.Reason, Message: f.String()}
 }
 
 // visibility reads exportTo: "*" is everybody, "." the object's own namespace, "~" nobody, anything else a namespace.

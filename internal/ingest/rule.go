@@ -11,7 +11,8 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// Rule reads a DestinationRule. It returns false if the rule cannot be acted on at all; the findings say why.
+// Rule reads a DestinationRule. It returns false if the rule cannot be acted on at all; the findings say why. What is wrong
+// with a rule takes back that part of it, whatever it said before: a rule says how clients call, not whom a server accepts.
 func Rule(c mesh.Config, k mesh.ObjectKey, d *networkingv1.DestinationRule) (mesh.Rule, bool, []mesh.Finding) {
 	r := mesh.Rule{
 		Object:    object("DestinationRule", k, &d.ObjectMeta),
@@ -19,8 +20,8 @@ func Rule(c mesh.Config, k mesh.ObjectKey, d *networkingv1.DestinationRule) (mes
 		Host:      host(c, k.Namespace, d.Spec.Host),
 		Export:    visibility(d.Spec.ExportTo, c.RuleExportTo, k.Namespace),
 	}
-	if found, ok := unreadable(r.Ref, &d.ObjectMeta); ok {
-		return r, false, found
+	if why, ok := unreadable(&d.ObjectMeta); ok {
+		return r, false, []mesh.Finding{finding(r.Ref, judge.Finding{Field: "spec", Reason: judge.ReasonUndecodable, Message: "cannot be read, so the object has no effect: " + why})}
 	}
 	verdict := judge.DestinationRule(place(c, k), &d.Spec)
 	if verdict.Has("spec.host", judge.ReasonHostMissing) || verdict.Has("spec.workloadSelector", judge.ReasonWorkloadSelector) {

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -18,11 +20,11 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-type ruleSink chan *networkingv1.DestinationRule
+type objectSink[O any] chan O
 
-func (s ruleSink) Set(_ mesh.ObjectKey, d *networkingv1.DestinationRule) { s <- d }
-func (s ruleSink) Delete(mesh.ObjectKey)                                 {}
-func (s ruleSink) Replace(rows []graph.Row[mesh.ObjectKey, *networkingv1.DestinationRule], _ func(mesh.ObjectKey) bool) {
+func (s objectSink[O]) Set(_ mesh.ObjectKey, o O) { s <- o }
+func (s objectSink[O]) Delete(mesh.ObjectKey)     {}
+func (s objectSink[O]) Replace(rows []graph.Row[mesh.ObjectKey, O], _ func(mesh.ObjectKey) bool) {
 	for _, r := range rows {
 		s <- r.Val
 	}
@@ -56,7 +58,7 @@ func TestFollowReadsWhatAdmissionTakes(t *testing.T) {
 			server := kubetest.New(t)
 			server.Old = old
 			server.Put("destinationrules", stored("5m"))
-			sink := make(ruleSink, 1)
+			sink := make(objectSink[*networkingv1.DestinationRule], 1)
 			w := Follow(t.Context(), open(t, server), DestinationRules, "shop", sink)
 			defer w.Stop()
 			read := func(want time.Duration) {
@@ -109,7 +111,7 @@ func TestFollowPassesByUnreadable(t *testing.T) {
 			server.Put("destinationrules", rule("a", 1))
 			server.Put("destinationrules", rule("b", tooMany))
 			server.Put("destinationrules", rule("c", 1))
-			sink := make(ruleSink, 3)
+			sink := make(objectSink[*networkingv1.DestinationRule], 3)
 			w := Follow(t.Context(), open(t, server), DestinationRules, "shop", sink)
 			defer w.Stop()
 			within(t, "the first list", w.Synced())
@@ -145,5 +147,43 @@ func TestFollowPassesByUnreadable(t *testing.T) {
 				t.Errorf("%s is acted on: %v", name, ok)
 			}
 		})
+	}
+}
+
+// Of a policy that cannot be read comes whom it is for: its selector, an empty one if there is one that cannot be read either.
+func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
+	server := kubetest.New(t)
+	some := map[string]any{"matchLabels": map[string]any{"app": "cart"}}
+	for name, spec := range map[string]any{
+		"good":     map[string]any{"selector": some, "mtls": map[string]any{"mode": "STRICT"}},
+		"some":     map[string]any{"selector": some, "mtls": map[string]any{"mode": "SRICT"}},
+		"all":      map[string]any{"mtls": map[string]any{"mode": "SRICT"}},
+		"lost":     map[string]any{"selector": map[string]any{"matchLabels": "cart"}, "mtls": map[string]any{"mode": "STRICT"}},
+		"nonsense": []any{},
+	} {
+		server.Put("peerauthentications", &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": map[string]any{"name": name, "namespace": "shop"}, "spec": spec,
+		}})
+	}
+	sink := make(objectSink[*securityv1.PeerAuthentication], 5)
+	w := Follow(t.Context(), open(t, server), PeerAuthentications, "shop", sink)
+	defer w.Stop()
+	within(t, "the first list", w.Synced())
+	got := map[string]string{}
+	for range 5 {
+		select {
+		case p := <-sink:
+			_, unread := p.Annotations[mesh.UnreadableAnnotation]
+			got[p.Name] = fmt.Sprint(unread, " ", p.Spec.GetSelector() != nil, " ", p.Spec.GetSelector().GetMatchLabels())
+		case <-time.After(wait):
+			t.Fatalf("waited %v for a policy, have %v", wait, got)
+		}
+	}
+	want := map[string]string{
+		"good": "false true map[app:cart]", "some": "true true map[app:cart]", "all": "true false map[]",
+		"lost": "true true map[]", "nonsense": "true true map[]",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("unreadable, has a selector, its labels: wanted (-), got (+):\n%s", d)
 	}
 }

@@ -11,8 +11,9 @@ import (
 )
 
 // tolerant decodes lists and events of custom resources in which one object may be what its Go type cannot hold: stored before
-// there was admission, or past it. Such an object comes without its spec, and with the annotation mesh.UnreadableAnnotation, which
-// says why. Otherwise it would keep the whole namespace's objects from being read.
+// there was admission, or past it. Such an object comes with the annotation mesh.UnreadableAnnotation, which says why, and of its
+// spec with no more than the selector, as that says whom it is for: an empty one, if it has a selector that can't be read either.
+// Otherwise it would keep the whole namespace's objects from being read.
 type tolerant struct{ runtime.NegotiatedSerializer }
 
 func (t tolerant) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner) runtime.Decoder {
@@ -53,17 +54,34 @@ func (d tolerantDecoder) readable(data []byte, why error) ([]byte, bool) {
 		}
 		return with(fields, "items", items)
 	}
-	if _, ok := fields["spec"]; !ok {
+	spec, ok := fields["spec"]
+	if !ok {
 		return nil, false
 	}
-	delete(fields, "spec")
 	delete(fields, "status")
 	var meta map[string]any
 	if json.Unmarshal(fields["metadata"], &meta) != nil || meta == nil {
 		return nil, false
 	}
 	meta["annotations"] = map[string]string{mesh.UnreadableAnnotation: fmt.Sprintf("%.300s", why.Error())}
-	return with(fields, "metadata", meta)
+	raw, err := json.Marshal(meta)
+	if err != nil {
+		return nil, false
+	}
+	fields["metadata"] = raw
+	var parts map[string]json.RawMessage
+	if json.Unmarshal(spec, &parts) == nil {
+		selector, ok := parts["selector"]
+		if !ok {
+			return with(fields, "spec", struct{}{})
+		}
+		if out, ok := with(fields, "spec", map[string]any{"selector": selector}); ok {
+			if _, _, err := d.Decoder.Decode(out, nil, nil); err == nil {
+				return out, true
+			}
+		}
+	}
+	return with(fields, "spec", map[string]any{"selector": struct{}{}})
 }
 
 func with(fields map[string]json.RawMessage, name string, value any) ([]byte, bool) {

@@ -147,7 +147,7 @@ func TestTrimKeepsWhatIsRead(t *testing.T) {
 	}
 	kept(t, fullNode, trimNode, func(o *corev1.Node) any { return ingest.Locality(o) })
 	kept(t, fullPolicy, trimPeerAuthentication, func(o *securityv1.PeerAuthentication) any {
-		p, ok, found := ingest.PeerPolicy(config, key, o)
+		p, ok, found := ingest.PeerPolicy(config, key, o, nil)
 		return []any{p, ok, found, o.Labels["istio.io/rev"]}
 	})
 	kept(t, fullRule, trimDestinationRule, func(o *networkingv1.DestinationRule) any {
