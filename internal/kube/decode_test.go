@@ -151,6 +151,7 @@ func TestFollowPassesByUnreadable(t *testing.T) {
 }
 
 // Of a policy that cannot be read comes whom it is for: its selector, an empty one if there is one that cannot be read either.
+// What is wrong with its status takes nothing from what it says.
 func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 	server := kubetest.New(t)
 	some := map[string]any{"matchLabels": map[string]any{"app": "cart"}}
@@ -160,17 +161,26 @@ func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 		"all":      map[string]any{"mtls": map[string]any{"mode": "SRICT"}},
 		"lost":     map[string]any{"selector": map[string]any{"matchLabels": "cart"}, "mtls": map[string]any{"mode": "STRICT"}},
 		"nonsense": []any{},
+		"bare":     nil,
+		"status":   map[string]any{"mtls": map[string]any{"mode": "STRICT"}},
 	} {
-		server.Put("peerauthentications", &unstructured.Unstructured{Object: map[string]any{
+		o := &unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": map[string]any{"name": name, "namespace": "shop"}, "spec": spec,
-		}})
+		}}
+		if name == "status" || name == "bare" {
+			o.Object["status"] = []any{}
+		}
+		if name == "bare" {
+			delete(o.Object, "spec")
+		}
+		server.Put("peerauthentications", o)
 	}
-	sink := make(objectSink[*securityv1.PeerAuthentication], 5)
+	sink := make(objectSink[*securityv1.PeerAuthentication], 7)
 	w := Follow(t.Context(), open(t, server), PeerAuthentications, "shop", sink)
 	defer w.Stop()
 	within(t, "the first list", w.Synced())
 	got := map[string]string{}
-	for range 5 {
+	for range 7 {
 		select {
 		case p := <-sink:
 			_, unread := p.Annotations[mesh.UnreadableAnnotation]
@@ -181,7 +191,7 @@ func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 	}
 	want := map[string]string{
 		"good": "false true map[app:cart]", "some": "true true map[app:cart]", "all": "true false map[]",
-		"lost": "true true map[]", "nonsense": "true true map[]",
+		"lost": "true true map[]", "nonsense": "true true map[]", "status": "false false map[]", "bare": "false false map[]",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("unreadable, has a selector, its labels: wanted (-), got (+):\n%s", d)

@@ -54,11 +54,15 @@ func (d tolerantDecoder) readable(data []byte, why error) ([]byte, bool) {
 		}
 		return with(fields, "items", items)
 	}
+	if out, ok := with(fields, "status", nil); ok { // says nothing of what is wanted
+		if _, _, err := d.Decoder.Decode(out, nil, nil); err == nil {
+			return out, true
+		}
+	}
 	spec, ok := fields["spec"]
 	if !ok {
 		return nil, false
 	}
-	delete(fields, "status")
 	var meta map[string]any
 	if json.Unmarshal(fields["metadata"], &meta) != nil || meta == nil {
 		return nil, false
