@@ -33,7 +33,7 @@ type Mesh struct {
 	ID        ID
 	System    string     // its system namespace
 	Selectors []Selector // any of them selects; none selects every namespace
-	Fault     string     // why the selectors could not be read; empty if they could
+	Fault     string     // why the selectors could not be read, empty if they could; Selectors are the last known ones then, if any
 	Created   time.Time  // decides who claimed first; zero means not created yet, after all others
 }
 
@@ -175,6 +175,9 @@ func (m Mesh) Selects(labels map[string]string) bool {
 	return m.Everything() || slices.ContainsFunc(m.Selectors, func(s Selector) bool { return s.Matches(labels) })
 }
 
+// claims reports whether the mesh says, or is known to have said, what it selects.
+func (m Mesh) claims() bool { return m.Fault == "" || len(m.Selectors) > 0 }
+
 func (m Mesh) ref() Ref { return Ref{Kind: "Istio", Name: string(m.ID)} }
 
 func (m Mesh) validate() error {
@@ -192,26 +195,33 @@ func (m Mesh) validate() error {
 type Claims struct {
 	meshes   []Mesh // the oldest first
 	refusals map[ID]Finding
-	homes    map[string]ID // system namespaces of those that are not refused
+	homes    map[string]ID // system namespaces of those that are not refused, or by their unreadable selectors only
 }
 
 // Judge decides which meshes can live beside each other. The older claim wins.
 func Judge(meshes []Mesh) *Claims {
 	c := &Claims{meshes: slices.SortedFunc(slices.Values(meshes), older), refusals: map[ID]Finding{}, homes: map[string]ID{}}
-	var first *Mesh // the oldest that is not refused
+	var first *Mesh // the oldest whose claim counts
 	taken := map[string]ID{}
 	for i := range c.meshes {
 		m := &c.meshes[i]
 		if f, bad := c.refused(*m, first, taken); bad {
 			c.refusals[m.ID] = f
-			continue
+			if f.Reason != ReasonInvalidSelector {
+				continue
+			}
 		}
-		if first == nil {
+		// What cannot be read claims what it did before, unless an older one does.
+		if first == nil && m.claims() {
 			first = m
 		}
-		c.homes[m.System] = m.ID
+		if c.homes[m.System] == "" {
+			c.homes[m.System] = m.ID
+		}
 		for _, s := range m.Selectors {
-			taken[s.String()] = m.ID
+			if taken[s.String()] == "" {
+				taken[s.String()] = m.ID
+			}
 		}
 	}
 	return c
@@ -259,19 +269,30 @@ func (c *Claims) Mesh(id ID) (Mesh, bool) {
 
 // Owner is the mesh that a namespace belongs to, empty if to none: to its holder while that still selects it, else to the
 // oldest mesh that does. A mesh that is refused gets nothing new, but keeps what it holds and still selects: nobody's edit
-// takes away another's members. Its system namespace is not implied, but no other mesh gets it.
+// takes away another's members. Its system namespace is not implied, but no other mesh gets it. Of a mesh whose selectors
+// cannot be read, the last known ones keep younger meshes out.
 func (c *Claims) Owner(ns Namespace) ID {
-	var winner ID
+	owner, _ := c.decide(ns)
+	return owner
+}
+
+// decide is Owner; the claimant is whose selectors decide, and there is no owner while they cannot be read.
+func (c *Claims) decide(ns Namespace) (owner, claimant ID) {
 	for _, m := range c.meshes {
 		fault, bad := c.refusals[m.ID]
+		unreadable := fault.Reason == ReasonInvalidSelector
 		switch {
-		case ns.Holder == m.ID && (fault.Reason == ReasonInvalidSelector || m.Selects(ns.Labels)):
-			return m.ID
-		case winner == "" && !bad && !c.foreign(ns.Name, m.ID) && m.Selects(ns.Labels):
-			winner = m.ID
+		case ns.Holder == m.ID && (unreadable || m.Selects(ns.Labels)):
+			return m.ID, m.ID
+		case claimant != "" || bad && !unreadable || c.foreign(ns.Name, m.ID) || !m.claims() || !m.Selects(ns.Labels):
+		default:
+			claimant = m.ID
+			if !unreadable {
+				owner = m.ID
+			}
 		}
 	}
-	return winner
+	return owner, claimant
 }
 
 // foreign reports whether a namespace is the system namespace of another mesh.
@@ -316,7 +337,11 @@ func (c *Claims) Findings(id ID, namespaces []Namespace) []Finding {
 			find(ReasonNamespaceTaken,
 				"namespace %s matches the selectors of mesh %s and is the system namespace of mesh %s, which no other mesh may have: change its labels or a selector of mesh %[2]s",
 				ns.Name, id, c.homes[ns.Name])
-		} else if winner := c.Owner(ns); winner != id {
+		} else if winner, claimant := c.decide(ns); winner == "" {
+			find(ReasonNamespaceTaken,
+				"namespace %s matches the selectors of mesh %s and the last known ones of mesh %s, whose own cannot be read now: mend mesh %[3]s, or change the labels of the namespace",
+				ns.Name, id, claimant)
+		} else if winner != id {
 			find(ReasonNamespaceTaken,
 				"namespace %s matches the selectors of mesh %s and of mesh %s, to which it belongs; a namespace belongs to one mesh: change its labels or a selector",
 				ns.Name, id, winner)

@@ -290,3 +290,19 @@ func TestSinceNamesAllThatAnEditChanges(t *testing.T) {
 		t.Errorf("%d namespaces were left out, %d were not: the test has no weight", left, told)
 	}
 }
+
+func TestTheLastClaimOfUnreadableSelectorsIsNamed(t *testing.T) {
+	held := Mesh{ID: "a", System: "a-sys", Fault: "typo", Selectors: []Selector{{{"d", In, []string{"1"}}}}, Created: time.Unix(1, 0)}
+	same := Mesh{ID: "b", System: "b-sys", Selectors: held.Selectors, Created: time.Unix(2, 0)}
+	home := Mesh{ID: "c", System: "a-sys", Selectors: []Selector{{{"d", In, []string{"2"}}}}, Created: time.Unix(3, 0)}
+	wide := Mesh{ID: "d", System: "d-sys", Selectors: []Selector{{{"d", Exists, nil}}}, Created: time.Unix(4, 0)}
+	members, findings := Members([]Namespace{{Name: "app", Labels: map[string]string{"d": "1"}}}, []Mesh{held, same, home, wide})
+	var reasons []string
+	for _, f := range findings {
+		reasons = append(reasons, f.About.Name+" "+f.Reason)
+	}
+	want := []string{"a InvalidSelector", "b SelectorTaken", "c SystemNamespaceTaken", "d NamespaceTaken"}
+	if len(members) != 0 || !slices.Equal(reasons, want) || !strings.Contains(findings[len(findings)-1].Message, "mend mesh a") {
+		t.Errorf("members %v, findings %+v", members, findings)
+	}
+}

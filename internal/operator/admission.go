@@ -53,7 +53,11 @@ func (a *admit) Handle(ctx context.Context, req admission.Request) admission.Res
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	refusals, warnings := judge(istios, istio, namespaces)
+	before, err := claims(ctx, a.live, istios)
+	if err != nil {
+		return admission.Errored(http.StatusInternalServerError, err)
+	}
+	refusals, warnings := judge(before, istio, namespaces)
 	if len(refusals) > 0 {
 		return admission.Denied(strings.Join(refusals, "; "))
 	}
@@ -132,8 +136,8 @@ func (a *admit) tag(ctx context.Context, req admission.Request) admission.Respon
 
 // judge compares the meshes as they are with what they would be: refusals are texts of findings that are new. The mesh's
 // own missing label is a warning, since it may well be given later.
-func judge(istios []sailv1.Istio, istio *sailv1.Istio, namespaces []mesh.Namespace) (refusals, warnings []string) {
-	before, changed := claims(istios), MeshOf(istio)
+func judge(before []mesh.Mesh, istio *sailv1.Istio, namespaces []mesh.Namespace) (refusals, warnings []string) {
+	changed := MeshOf(istio)
 	others := slices.DeleteFunc(slices.Clone(before), func(m mesh.Mesh) bool { return m.ID == changed.ID })
 	for _, other := range others {
 		for _, n := range names(changed) {

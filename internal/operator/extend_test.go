@@ -263,7 +263,7 @@ func TestDependenciesAreSaid(t *testing.T) {
 		`{"global":{"platform":"openshift"}}`:                                   "IstioCNINotFound",
 		`{"pilot":{"env":{"PILOT_ENABLE_AMBIENT":"true"}}}`:                     "ZTunnelNotFound",
 		`{"pilot":{"env":{"PILOT_ENABLE_AMBIENT":true}}}`:                       "ZTunnelNotFound",
-		`{"pilot":{"env":"x"}}`:                                                 "DependencyCheckFailed",
+		`{"meshConfig":{"discoverySelectors":"x"}}`:                             "DependencyCheckFailed",
 	} {
 		r, rev := planes(t, interceptor.Funcs{}, values)
 		reconciled(t, r, rev)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -179,6 +180,9 @@ func single(want string, ok func(v any) bool) key {
 	}}
 }
 
+// unknown is a fault of a name only: the values beside it can be read.
+type unknown struct{ error }
+
 // cut keeps an error readable whatever somebody put into a value.
 func cut(s string) string {
 	if len(s) > 60 {
@@ -224,7 +228,11 @@ func object[T any]() key {
 		d := json.NewDecoder(bytes.NewReader(j))
 		d.DisallowUnknownFields()
 		if err := d.Decode(new(T)); err != nil {
-			return fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "json: "))
+			text := errors.New(strings.TrimPrefix(err.Error(), "json: "))
+			if json.Unmarshal(j, new(T)) == nil {
+				return unknown{text}
+			}
+			return text
 		}
 		return nil
 	}}
@@ -344,7 +352,7 @@ func (k key) faults(path string, v any) (out []error) {
 			if sub, ok := k.at(name); ok {
 				out = append(out, sub.faults(path+"."+name, m[name])...)
 			} else {
-				out = append(out, fmt.Errorf("%s.%s is no value of any supported version of Istio%s", path, name, k.meant(path, name)))
+				out = append(out, unknown{fmt.Errorf("%s.%s is no value of any supported version of Istio%s", path, name, k.meant(path, name))})
 			}
 		}
 	case k.list:
@@ -363,25 +371,86 @@ func (k key) faults(path string, v any) (out []error) {
 	return out
 }
 
-// meant guesses which key a name stands for; empty if it looks like none.
+// meant says which key a name may stand for; empty if it looks like none.
 func (k key) meant(path, name string) string {
-	best, least := "", len(name)/3+1
+	if guess := k.guess(path, name); guess != "" {
+		return "; did you mean " + path + "." + guess + "?"
+	}
+	return ""
+}
+
+// guess is the key below path that a name may stand for; empty if it looks like none.
+func (k key) guess(path, name string) string {
+	best, least := "", tolerated(name)+1
 	for _, known := range slices.Sorted(maps.Keys(k.keys)) {
 		if d := distance(strings.ToLower(name), strings.ToLower(known)); d < least {
 			best, least = known, d
 		}
 	}
-	switch {
-	case best != "":
-		return "; did you mean " + path + "." + best + "?"
-	case path == "spec.values":
+	if best == "" && path == "spec.values" {
 		for _, room := range []string{"pilot", "global", "meshConfig"} { // as in charts of their own, and as one remembers them
 			if _, ok := k.keys[room].keys[name]; ok {
-				return "; did you mean " + path + "." + room + "." + name + "?"
+				return room + "." + name
 			}
 		}
 	}
-	return ""
+	return best
+}
+
+// tolerated is how many letters of a misspelt name may be wrong.
+func tolerated(name string) int { return len(name) / 3 }
+
+// suspects names what of v is unknown where it stands and may have been meant for discovery selectors.
+func (k key) suspects(path string, v any) (out []error) {
+	m, ok := v.(map[string]any)
+	if !ok || !k.grouped() {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		unknown := map[string]any{name: m[name]}
+		if sub, known := k.at(name); known {
+			out = append(out, sub.suspects(path+"."+name, m[name])...)
+		} else if mentions(unknown, "discoverySelectors") || k.guess(path, name) == "" && mentions(unknown, "matchLabels", "matchExpressions") {
+			out = append(out, k.faults(path, unknown)...)
+		}
+	}
+	return out
+}
+
+// mentions reports whether v has, at any depth, a name that is one of the words or looks like it.
+func mentions(v any, words ...string) bool {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, below := range v {
+			if slices.ContainsFunc(words, func(w string) bool {
+				return distance(strings.ToLower(name), strings.ToLower(w)) <= tolerated(name)
+			}) || mentions(below, words...) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(v, func(item any) bool { return mentions(item, words...) })
+	}
+	return false
+}
+
+// sound is v without the values that cannot be what they stand for. What is unknown stays: a template may read it.
+func (k key) sound(v any) any {
+	m, ok := v.(map[string]any)
+	if !ok || !k.grouped() {
+		if slices.ContainsFunc(k.faults("", v), func(err error) bool { return !errors.As(err, new(unknown)) }) {
+			return nil
+		}
+		return v
+	}
+	out := map[string]any{}
+	for name, v := range m {
+		sub, _ := k.at(name) // the zero key takes anything
+		if s := sub.sound(v); s != nil || v == nil {
+			out[name] = s
+		}
+	}
+	return out
 }
 
 // distance is how many letters must be changed, added or left out to make b of a.

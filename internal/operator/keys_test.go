@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -17,6 +18,13 @@ func istioOf(values string) *sailv1.Istio {
 	return &sailv1.Istio{
 		ObjectMeta: metav1.ObjectMeta{Name: "m"}, Spec: sailv1.IstioSpec{Namespace: "sys", Values: &sailv1.Values{Raw: []byte(values)}},
 	}
+}
+
+func meshesOf(istios []sailv1.Istio) (out []mesh.Mesh) {
+	for i := range istios {
+		out = append(out, MeshOf(&istios[i]))
+	}
+	return out
 }
 
 // Whatever is written for a selector and is none: refused with its path, and neither the mesh's members nor a revision that
@@ -39,6 +47,9 @@ func TestATypoDoesNotWidenAMesh(t *testing.T) {
 		`{"meshConfig":{"discoverySelectors[0]":{"matchLabels":{"a":"b"}}}}`:                             "did you mean spec.values.meshConfig.discoverySelectors?",
 		`{"meshconfig":{"discoverySelectors":[{"matchLabels":{"a":"b"}}]}}`:                              "did you mean spec.values.meshConfig?",
 		`{"discoverySelectors":[{"matchLabels":{"a":"b"}}]}`:                                             "did you mean spec.values.meshConfig.discoverySelectors?",
+		`{"meshConfig":{"namespaces":[{"matchLabels":{"a":"b"}}]}}`:                                      "spec.values.meshConfig.namespaces is no value",
+		`{"global":{"mesh":{"discoverySelectors":[{"matchLabels":{"a":"b"}}]}}}`:                         "spec.values.global.mesh is no value",
+		`{"meshConfig":[]}`: "spec.values.meshConfig: want names with values below it",
 	} {
 		istio := istioOf(values)
 		if err := supported(istio, Namespace); err == nil || !strings.Contains(err.Error(), want) {
@@ -48,15 +59,82 @@ func TestATypoDoesNotWidenAMesh(t *testing.T) {
 		if len(members) != 1 || members[0].Namespace != "held" || len(findings) != 1 || findings[0].Reason != mesh.ReasonInvalidSelector {
 			t.Errorf("%s: members %v, findings %v", values, members, findings)
 		}
-		if !strings.Contains(values, `"meshConfig"`) {
-			continue
-		}
 		resolved, err := resolveValues(istio)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if p, err := NewPlane(&sailv1.IstioRevision{Spec: sailv1.IstioRevisionSpec{Values: resolved}}, Images{}, ""); err == nil {
 			t.Errorf("%s: a revision of it is a plane with the selectors %v", values, p.selectors)
+		}
+	}
+}
+
+// A stored mesh has the members that its selectors say, and its claim counts against others, whatever else is wrong with its
+// values; the condition says that, and the revision runs.
+func TestOtherFaultsLeaveAClaimAlone(t *testing.T) {
+	const selectors = `"discoverySelectors":[{"matchLabels":{"d":"m"}}]`
+	for values, named := range map[string]string{
+		`{"colour":"red","meshConfig":{` + selectors + `}}`:                                      "spec.values.colour",
+		`{"meshConfig":{"colour":"red",` + selectors + `}}`:                                      "spec.values.meshConfig.colour",
+		`{"meshConfig":{"trustDomain":5,` + selectors + `}}`:                                     "spec.values.meshConfig.trustDomain",
+		`{"meshConfig":{"defaultConfig":{"drainDuration":"soon"},` + selectors + `}}`:            "spec.values.meshConfig.defaultConfig.drainDuration",
+		`{"pilot":{"replicaCount":"many"},"meshConfig":{` + selectors + `}}`:                     "spec.values.pilot.replicaCount",
+		`{"pilot":"big","meshConfig":{` + selectors + `}}`:                                       "spec.values.pilot",
+		`{"pilot":{"afinity":{"x":{"matchLabels":{"a":"b"}}}},"meshConfig":{` + selectors + `}}`: "spec.values.pilot.afinity",
+	} {
+		istio, younger := istioOf(values), istioOf(selecting("d", "m"))
+		istio.CreationTimestamp, younger.Name, younger.Spec.Namespace = metav1.Unix(1, 0), "n", "sys-n"
+		members, findings := mesh.Members([]mesh.Namespace{{Name: "new", Labels: map[string]string{"d": "m"}}, {Name: "other"}}, []mesh.Mesh{MeshOf(istio), MeshOf(younger)})
+		if len(members) != 1 || members[0] != (mesh.Member{Namespace: "new", Mesh: "m"}) || len(findings) != 1 || findings[0].Reason != mesh.ReasonSelectorTaken {
+			t.Errorf("%s: members %v, findings %v", values, members, findings)
+		}
+		if err := supported(istio, Namespace); err == nil || !strings.Contains(err.Error(), named) {
+			t.Errorf("%s: the condition says %v, want %s", values, err, named)
+		}
+		rev := revisionOf("m", "sys")
+		rev.Spec.Version, rev.Spec.Values = DefaultVersion, istio.Spec.Values
+		p, err := NewPlane(rev, Images{}, "")
+		if err == nil {
+			_, err = Manifests(p)
+		}
+		if err != nil || len(p.selectors) != 1 {
+			t.Errorf("%s: the plane has selectors %v, %v", values, p.selectors, err)
+		}
+	}
+}
+
+// What a mesh was known to select stays closed to younger ones while its selectors cannot be read, though it gets nothing new.
+func TestTheLastClaimCountsWhileSelectorsCannotBeRead(t *testing.T) {
+	const typo = `{"meshConfig":{"discoverySelectors":[{"matchLabels":{"d":"m"}},{"matchLabel":{"e":"m"}}]}}`
+	for _, c := range []struct {
+		name, was   string // the revision's values
+		app, system mesh.ID
+	}{
+		{"the revision has the selector", selecting("d", "m"), "", ""},
+		{"the revision has the typo, too", typo, "", ""},
+		{"the revision had every namespace", `{}`, "", ""},
+		{"the revision says nothing that can be read", `{"meshConfig":{"discoverySelector":[]}}`, "n", ""},
+	} {
+		istio, younger := istioOf(typo), istioOf(`{"meshConfig":{"discoverySelectors":[{"matchLabels":{"f":"n"}}]}}`)
+		istio.UID, istio.CreationTimestamp, younger.Name, younger.Spec.Namespace = "m", metav1.Unix(1, 0), "n", "sys-n"
+		younger.CreationTimestamp = metav1.Unix(2, 0)
+		rev := revisionOf("m", "sys")
+		rev.OwnerReferences[0].UID = istio.UID
+		rev.Spec.Values = &sailv1.Values{Raw: []byte(c.was)}
+		tbl := &table{client: store(t, interceptor.Funcs{}, istio, younger, rev)}
+		both := map[string]string{"d": "m", "f": "n"}
+		for _, x := range []struct {
+			ns   mesh.Namespace
+			want mesh.ID
+		}{
+			{mesh.Namespace{Name: "app", Labels: both}, c.app},
+			{mesh.Namespace{Name: "sys", Labels: both}, c.system},
+			{mesh.Namespace{Name: "held", Labels: map[string]string{"f": "n"}, Holder: "m"}, "m"},
+			{mesh.Namespace{Name: "theirs", Labels: both, Holder: "n"}, "n"},
+		} {
+			if got, err := tbl.owner(t.Context(), x.ns); err != nil || got != x.want {
+				t.Errorf("%s: namespace %s belongs to %q, %v; want %q", c.name, x.ns.Name, got, err, x.want)
+			}
 		}
 	}
 }

@@ -199,11 +199,7 @@ func (p Plane) injection() map[string]any {
 
 // InjectionOf is the key config of the injector's ConfigMap of a mesh, as its Istio asks for it.
 func InjectionOf(istio *sailv1.Istio) ([]byte, error) {
-	s, err := parseValues(istio.Spec.Values)
-	if err != nil {
-		return nil, err
-	}
-	t, err := tree(istio.Spec.Values)
+	t, s, err := readValues(istio.Spec.Values)
 	if err != nil {
 		return nil, err
 	}

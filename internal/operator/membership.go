@@ -233,11 +233,15 @@ func listIstios(ctx context.Context, r client.Reader) ([]sailv1.Istio, error) {
 }
 
 // claims are what Istio objects claim.
-func claims(istios []sailv1.Istio) (out []mesh.Mesh) {
+func claims(ctx context.Context, r client.Reader, istios []sailv1.Istio) (out []mesh.Mesh, err error) {
 	for i := range istios {
-		out = append(out, MeshOf(&istios[i]))
+		m, err := claimOf(ctx, r, &istios[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
 	}
-	return out
+	return out, nil
 }
 
 func namespaceActive(ctx context.Context, r client.Reader, name string) (bool, error) {

@@ -421,16 +421,6 @@ func TestWhatIsReadOnceReplacesPods(t *testing.T) {
 	}
 }
 
-func TestValuesThatCannotBeReadHoldTheMesh(t *testing.T) {
-	for _, values := range []string{`{"meshConfig":{"discoverySelectors":"x"}}`, `{"meshConfig":{"trustDomain":5}}`, `{"pilot":{"replicaCount":"many"}}`} {
-		istio := &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "m"}, Spec: sailv1.IstioSpec{Namespace: "sys", Values: &sailv1.Values{Raw: []byte(values)}}}
-		members, findings := mesh.Members([]mesh.Namespace{{Name: "held", Holder: "m"}, {Name: "other"}}, []mesh.Mesh{MeshOf(istio)})
-		if len(members) != 1 || members[0].Namespace != "held" || len(findings) != 1 || findings[0].Reason != mesh.ReasonInvalidSelector {
-			t.Errorf("%s: members %v, findings %v", values, members, findings)
-		}
-	}
-}
-
 // A mesh that could meet each of 22 others gets one warning, with the first three.
 func TestJudgeWarnsOnce(t *testing.T) {
 	istio := func(name, label string) sailv1.Istio {
@@ -441,7 +431,7 @@ func TestJudgeWarnsOnce(t *testing.T) {
 		there = append(there, istio(fmt.Sprintf("m%02d", i), "d"))
 	}
 	added := istio("new", "team")
-	refusals, warnings := judge(there, &added, nil)
+	refusals, warnings := judge(meshesOf(there), &added, nil)
 	if len(refusals) != 0 || len(warnings) != 1 {
 		t.Fatalf("%d refusals, %d warnings: %q", len(refusals), len(warnings), warnings)
 	}
@@ -477,7 +467,7 @@ func TestJudge(t *testing.T) {
 		{"values without effect", istio("m2", "sys-3", `{"gateways":{"x":1},"meshConfig":{"discoverySelectors":[{"matchLabels":{"d":"m2"}}]}}`), "", "spec.values.gateways.x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			refusals, warnings := judge(there, &c.istio, namespaces)
+			refusals, warnings := judge(meshesOf(there), &c.istio, namespaces)
 			for _, x := range []struct {
 				got  []string
 				want string

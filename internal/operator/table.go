@@ -69,7 +69,11 @@ func (t *table) now(ctx context.Context) (*mesh.Claims, error) {
 		}
 		r, ok := t.read[istio.Name]
 		if !ok || !sameClaim(r.istio, istio) {
-			r.mesh, changed = MeshOf(istio), true
+			var err error
+			if r.mesh, err = claimOf(ctx, t.client, istio); err != nil {
+				return nil, err
+			}
+			changed = true
 		}
 		r.istio = istio
 		next[istio.Name] = r

@@ -193,7 +193,7 @@ func TestFindingsByIndexAreThoseOfMembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, all := mesh.Members(namespaces, claims(istios))
+	_, all := mesh.Members(namespaces, meshesOf(istios))
 	var got []mesh.Finding
 	claimed := &table{client: c}
 	for _, i := range istios {

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,8 +12,10 @@ import (
 	meshconfig "istio.io/api/mesh/v1alpha1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -118,21 +121,31 @@ func resolveValues(istio *sailv1.Istio) (*sailv1.Values, error) {
 	return &sailv1.Values{Raw: raw}, err
 }
 
-// parseValues reads the values that are acted on. Of what it does not know it minds only what could be a selector: a mesh
-// whose selectors cannot be read must not select everything. checkValues minds all of it.
+// parseValues reads the values that are acted on, as far as they can be read: a stored object with any other fault goes on.
+// Only what could be a selector it minds: a mesh whose selectors cannot be read must not select everything. checkValues minds
+// all of it.
 func parseValues(v *sailv1.Values) (settings, error) {
-	var s settings
+	_, s, err := readValues(v)
+	return s, err
+}
+
+// readValues is parseValues, and the tree of what it read.
+func readValues(v *sailv1.Values) (map[string]any, settings, error) {
 	t, err := tree(v)
 	if err != nil {
-		return s, err
+		return nil, settings{}, err
 	}
-	faults := selectorFaults(t)
+	if _, faults := discoverySelectors(t); len(faults) > 0 {
+		return nil, settings{}, errors.Join(faults...)
+	}
+	t, _ = chart().sound(t).(map[string]any)
+	var s settings
 	j, err := json.Marshal(chart().read(t))
 	if err == nil {
 		err = json.Unmarshal(j, &s)
 	}
 	if err != nil {
-		faults = append(faults, fmt.Errorf("spec.values: %w", err))
+		return nil, settings{}, fmt.Errorf("spec.values: %w", err)
 	}
 	// What no single field shows: a meshConfig that nobody can read would stop the control plane.
 	if mc, ok := t["meshConfig"]; ok {
@@ -141,34 +154,46 @@ func parseValues(v *sailv1.Values) (settings, error) {
 			err = json.Unmarshal(j, &meshconfig.MeshConfig{}) // as Istio: durations are Go's
 		}
 		if err != nil {
-			faults = append(faults, fmt.Errorf("spec.values.meshConfig: %w", err))
+			return nil, settings{}, fmt.Errorf("spec.values.meshConfig: %w", err)
 		}
 	}
-	if err := errors.Join(faults...); err != nil {
-		return settings{}, err
-	}
-	return s, nil
+	return t, s, nil
 }
 
-// selectorFaults names what could be a discovery selector and cannot be read as one.
-func selectorFaults(values map[string]any) (out []error) {
-	const path, name = "spec.values.meshConfig", "discoverySelectors"
-	k := chart().keys["meshConfig"]
-	fields, _ := values["meshConfig"].(map[string]any)
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if _, known := k.at(name); !known {
-			out = append(out, k.faults(path, map[string]any{name: fields[name]})...)
-		}
+// discoverySelectors are those that can be read; the faults name what could be one and cannot, wherever it stands.
+func discoverySelectors(values map[string]any) (out []mesh.Selector, faults []error) {
+	const room, name, path = "meshConfig", "discoverySelectors", "spec.values.meshConfig.discoverySelectors"
+	faults = chart().suspects("spec.values", values)
+	fields, ok := values[room].(map[string]any)
+	if !ok { // absent, or unreadable
+		return nil, append(faults, chart().keys[room].faults("spec.values."+room, values[room])...)
 	}
-	out = append(out, k.keys[name].faults(path+"."+name, fields[name])...)
-	list, _ := fields[name].([]any)
+	k := chart().keys[room].keys[name]
+	list, ok := fields[name].([]any)
+	if !ok {
+		return nil, append(faults, k.faults(path, fields[name])...)
+	}
 	for i, item := range list {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		wrong := k.each.faults(at, item)
 		if l := asMap(item); len(asMap(l["matchLabels"])) == 0 && !filled(l["matchExpressions"]) {
-			out = append(out, fmt.Errorf("%s.%s[%d] has no requirement and would select every namespace: give it matchLabels or matchExpressions, "+
-				"or leave %s out for a mesh of the whole cluster", path, name, i, name))
+			wrong = append(wrong, fmt.Errorf("%s has no requirement and would select every namespace: give it matchLabels or matchExpressions, "+
+				"or leave %s out for a mesh of the whole cluster", at, name))
 		}
+		var l metav1.LabelSelector
+		j, err := json.Marshal(item)
+		if err == nil && len(wrong) == 0 {
+			err = json.Unmarshal(j, &l)
+		}
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%s: %w", at, err))
+		}
+		if len(wrong) == 0 {
+			out = append(out, selectorOf(l))
+		}
+		faults = append(faults, wrong...)
 	}
-	return out
+	return out, faults
 }
 
 func filled(v any) bool { l, _ := v.([]any); return len(l) > 0 }
@@ -269,18 +294,40 @@ func unusedValues(istio *sailv1.Istio) []string {
 	return out
 }
 
-// MeshOf is what an Istio object claims; who judges claims reads them with it.
+// MeshOf is what an Istio object claims; who judges claims reads them with it. No other fault of the values than one of the
+// selectors makes a difference to that.
 func MeshOf(istio *sailv1.Istio) mesh.Mesh {
 	m := mesh.Mesh{ID: mesh.ID(istio.Name), System: istio.Spec.Namespace, Created: istio.CreationTimestamp.Time}
-	s, err := checkValues(istio.Spec.Values)
-	if err != nil {
+	t, err := tree(istio.Spec.Values)
+	selectors, faults := discoverySelectors(t)
+	if err := errors.Join(append(faults, err)...); err != nil {
 		m.Fault = strings.ReplaceAll(err.Error(), "\n", "; ")
 		return m
 	}
-	for _, l := range s.MeshConfig.DiscoverySelectors {
-		m.Selectors = append(m.Selectors, selectorOf(l))
-	}
+	m.Selectors = selectors
 	return m
+}
+
+// claimOf is MeshOf, with the last known claim of a mesh whose own cannot be read: that of its revision.
+func claimOf(ctx context.Context, r client.Reader, istio *sailv1.Istio) (mesh.Mesh, error) {
+	m := MeshOf(istio)
+	if m.Fault == "" {
+		return m, nil
+	}
+	rev := &sailv1.IstioRevision{}
+	if err := r.Get(ctx, client.ObjectKey{Name: istio.Name}, rev); err != nil {
+		if apierrors.IsNotFound(err) {
+			return m, nil
+		}
+		return m, fmt.Errorf("read the last claim of mesh %s: %w", istio.Name, err)
+	}
+	if t, err := tree(rev.Spec.Values); err == nil && metav1.IsControlledBy(rev, istio) {
+		var faults []error
+		if m.Selectors, faults = discoverySelectors(t); len(m.Selectors)+len(faults) == 0 {
+			m.Selectors = []mesh.Selector{{}} // it was known to have every namespace
+		}
+	}
+	return m, nil
 }
 
 func selectorOf(l metav1.LabelSelector) mesh.Selector {
@@ -320,9 +367,8 @@ func NewPlane(rev *sailv1.IstioRevision, images Images, version string) (Plane, 
 		Mesh: mesh.ID(rev.Name), Revision: rev.Name, Namespace: rev.Spec.Namespace,
 		Version: rev.Spec.Version, Heddle: version, Images: images,
 	}
-	s, err := parseValues(rev.Spec.Values)
-	t, terr := tree(rev.Spec.Values)
-	if err := errors.Join(err, terr); err != nil {
+	t, s, err := readValues(rev.Spec.Values)
+	if err != nil {
 		return p, err
 	}
 	p.values, p.settings = t, s
