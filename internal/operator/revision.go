@@ -126,9 +126,11 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 	default:
 		set("Ready", metav1.ConditionTrue, "Ready", "")
 	}
-	if f != (fault{}) || err != nil {
-		return wait, err
+	if f != (fault{}) {
+		return wait, nil
 	}
+	// What the API server refuses of the rest must not keep the bundle of a control plane that runs from being written.
+	refused := err
 	next, wait, err := r.webhooks(ctx, rev, plane, d.Status.ReadyReplicas > 0)
 	switch {
 	case err != nil:
@@ -141,7 +143,7 @@ func (r *revisions) install(ctx context.Context, rev *sailv1.IstioRevision) (tim
 	default:
 		set(conditionWebhooks, metav1.ConditionTrue, conditionWebhooks, "")
 	}
-	return wait, err
+	return wait, errors.Join(refused, err)
 }
 
 // dependencies is the condition that says whether there is what the mesh's values rely on. Source: operator contract 2.8.

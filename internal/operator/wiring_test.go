@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -376,6 +377,28 @@ func TestValidatorIsTriedAgain(t *testing.T) {
 				t.Errorf("tried %d times, again %v, condition %+v", *tried, again, cond)
 			}
 		})
+	}
+}
+
+// A variable that no pod can have, which an older build let through: the Deployment is refused for ever, the bundle is not.
+func TestABundleIsWrittenThoughADeploymentIsRefused(t *testing.T) {
+	w := newWorld(t, selecting("d", "m"))
+	w.serve(true)
+	w.revisions.client = interceptor.NewClient(w.revisions.client.(client.WithWatch), interceptor.Funcs{
+		Apply: func(ctx context.Context, c client.WithWatch, o runtime.ApplyConfiguration, opts ...client.ApplyOption) error {
+			if o.(interface{ GetKind() string }).GetKind() == "Deployment" {
+				return errors.New("invalid")
+			}
+			return c.Apply(ctx, o, opts...)
+		},
+	})
+	if _, err := w.revisions.Reconcile(t.Context(), reconcile.Request{NamespacedName: types.NamespacedName{Name: "m"}}); err == nil {
+		t.Error("the refusal is not reported")
+	}
+	hook := &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "istio-sidecar-injector-m-sys"}}
+	w.get(hook)
+	if len(hook.Webhooks[0].ClientConfig.CABundle) == 0 {
+		t.Error("no bundle")
 	}
 }
 
