@@ -182,7 +182,7 @@ func planeRoles() []client.Object {
 // it reads no Secret but its own.
 func operatorRights(namespace string) []client.Object {
 	read := []string{"get", "list", "watch"}
-	write := append(slices.Clone(read), "create", "update", "patch", "delete", "deletecollection")
+	write := append(slices.Clone(read), "create", "update", "patch", "delete")
 	rules := []rbacv1.PolicyRule{
 		may("sailoperator.io", []string{"istios", "istiorevisiontags"}, "get", "list", "watch", "update", "patch"),
 		may("sailoperator.io", []string{"istiorevisions"}, write...),

@@ -15,6 +15,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -57,6 +58,30 @@ func Manifests(p Plane) ([]client.Object, error) {
 	out = append(out, configs...)
 	out = append(out, p.serviceObject(p.service(), nil), p.deployment())
 	return append(out, p.scaling()...), nil
+}
+
+// reserved are the names of all that Manifests and the namespaced part of Bindings come to, whatever the values are, in the
+// order in which they are removed: what runs first.
+func (p Plane) reserved() (out []client.Object) {
+	for _, of := range []struct {
+		gvk   schema.GroupVersionKind
+		names []string
+	}{
+		{appsv1.SchemeGroupVersion.WithKind("Deployment"), []string{p.service()}},
+		{autoscalingv2.SchemeGroupVersion.WithKind("HorizontalPodAutoscaler"), []string{p.service()}},
+		{policyv1.SchemeGroupVersion.WithKind("PodDisruptionBudget"), []string{p.service()}},
+		{corev1.SchemeGroupVersion.WithKind("Service"), []string{p.service()}},
+		{corev1.SchemeGroupVersion.WithKind("ServiceAccount"), []string{p.service()}},
+		{corev1.SchemeGroupVersion.WithKind("ConfigMap"), []string{"istio" + p.suffix(), "istio-sidecar-injector" + p.suffix(), "values" + p.suffix()}},
+		{rbacv1.SchemeGroupVersion.WithKind("RoleBinding"), []string{roleSystem}},
+	} {
+		for _, name := range of.names {
+			o := metadataOf(of.gvk)
+			o.Namespace, o.Name = p.Namespace, name
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 func typeMeta(apiVersion, kind string) metav1.TypeMeta {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -254,6 +255,27 @@ func TestATagTakesNothingForeign(t *testing.T) {
 	}
 }
 
+func TestATagLeavesCopiesOfOthers(t *testing.T) {
+	var objects, copies []client.Object
+	for _, o := range TagObjects(planeOf(t, "m1", "sys-1", selecting("d", "m1")), "default", Serving{}) {
+		copied := o.DeepCopyObject().(client.Object)
+		copied.SetName("copy-of-" + o.GetName())
+		objects, copies = append(objects, o), append(copies, copied)
+	}
+	r, tag := tagged(t, "default", slices.Concat(objects, copies)...)
+	if err := r.prune(t.Context(), tag.Name, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range objects {
+		if err := r.client.Get(t.Context(), client.ObjectKeyFromObject(o), o); !apierrors.IsNotFound(err) {
+			t.Errorf("%T %s of the tag: %v", o, o.GetName(), err)
+		}
+		if err := r.client.Get(t.Context(), client.ObjectKeyFromObject(copies[i]), copies[i]); err != nil {
+			t.Errorf("%T %s: %v", o, copies[i].GetName(), err)
+		}
+	}
+}
+
 // A binding that somebody gave the label of a mesh to stays when that goes: the operator may not delete it, and would try for ever.
 func TestUninstallLeavesClusterBindingsOfOthers(t *testing.T) {
 	p := planeOf(t, "default", "istio-system", `{}`)
@@ -273,6 +295,53 @@ func TestUninstallLeavesClusterBindingsOfOthers(t *testing.T) {
 	}
 	if err := r.client.Get(t.Context(), client.ObjectKeyFromObject(rev), rev); !apierrors.IsNotFound(err) {
 		t.Errorf("the revision: %v", err)
+	}
+}
+
+// What carries the label of a mesh under another name is a user's copy, and stays when the mesh goes, with all that it has itself.
+func TestUninstallLeavesCopiesOfOthers(t *testing.T) {
+	p := planeOf(t, "default", "istio-system", scaled)
+	r, rev := planes(t, interceptor.Funcs{}, scaled)
+	if cond, _ := reconciled(t, r, rev); cond.Status != metav1.ConditionTrue {
+		t.Fatalf("%+v", cond)
+	}
+	ours := everything(t, p)
+	for _, o := range Webhooks(p, Serving{}) { // these wait for a ready control plane
+		if err := r.client.Create(t.Context(), o.DeepCopyObject().(client.Object)); client.IgnoreAlreadyExists(err) != nil {
+			t.Fatal(err)
+		}
+	}
+	var copies []client.Object
+	for _, o := range ours {
+		copied := o.DeepCopyObject().(client.Object)
+		copied.SetName("copy-of-" + o.GetName())
+		if err := r.client.Create(t.Context(), copied); err != nil {
+			t.Fatal(err)
+		}
+		copies = append(copies, copied)
+	}
+	if err := r.client.Delete(t.Context(), rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reconcileOnce(t, r, rev); err != nil {
+		t.Fatal(err)
+	}
+	there := func(gvk schema.GroupVersionKind, o client.Object) bool {
+		m := metadataOf(gvk)
+		err := r.client.Get(t.Context(), client.ObjectKeyFromObject(o), m)
+		if client.IgnoreNotFound(err) != nil {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	for i, o := range ours {
+		gvk := o.GetObjectKind().GroupVersionKind()
+		if there(gvk, o) {
+			t.Errorf("%s %s of the mesh is left", gvk.Kind, name(o))
+		}
+		if !there(gvk, copies[i]) {
+			t.Errorf("%s %s is not the mesh's and gone", gvk.Kind, name(copies[i]))
+		}
 	}
 }
 

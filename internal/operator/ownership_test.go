@@ -123,24 +123,7 @@ func TestUninstallLeavesBindingsOfOthers(t *testing.T) {
 	rev.DeletionTimestamp, rev.Finalizers = new(metav1.Now()), []string{sailv1.Finalizer}
 	ours, theirs := bindingOf("m1", "sys-1"), bindingOf("m1", "sys-1")
 	ours.Name, theirs.Name = roleSystem, "copied"
-	// The fake does not know field selectors in this call.
-	c := store(t, interceptor.Funcs{DeleteAllOf: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteAllOfOption) error {
-		if _, ok := o.(*rbacv1.RoleBinding); !ok {
-			return c.DeleteAllOf(ctx, o, opts...)
-		}
-		var all client.DeleteAllOfOptions
-		all.ApplyOptions(opts)
-		var list rbacv1.RoleBindingList
-		if err := c.List(ctx, &list, &all.ListOptions); err != nil {
-			return err
-		}
-		for i := range list.Items {
-			if err := c.Delete(ctx, &list.Items[i]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}}, rev, ours, theirs)
+	c := store(t, interceptor.Funcs{}, rev, ours, theirs)
 	r := &revisions{client: c, live: c, namespace: Namespace, log: slog.New(slog.DiscardHandler)}
 	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(rev)}); err != nil {
 		t.Fatal(err)

@@ -336,7 +336,7 @@ func (r *revisions) configure(ctx context.Context, rev *sailv1.IstioRevision, p 
 		return err
 	}
 	return pruneWebhooks(ctx, r.client, client.MatchingLabels{labelMesh: string(p.Mesh)}, func(o client.Object) bool {
-		return wanted[o.GetName()] || o.GetLabels()[labelTag] != ""
+		return wanted[o.GetName()] || o.GetLabels()[labelTag] != "" || !p.hook(o)
 	})
 }
 
@@ -501,8 +501,9 @@ func (r *revisions) uninstall(ctx context.Context, rev *sailv1.IstioRevision) er
 		return nil
 	}
 	id := mesh.ID(rev.Name)
+	plane := Plane{Mesh: id, Revision: rev.Name, Namespace: rev.Spec.Namespace} // names alone, which no value decides
 	of := client.MatchingLabels{labelMesh: rev.Name}
-	if err := pruneWebhooks(ctx, r.client, of, func(client.Object) bool { return false }); err != nil {
+	if err := pruneWebhooks(ctx, r.client, of, func(o client.Object) bool { return !plane.hook(o) }); err != nil {
 		return err
 	}
 	members, bound, err := r.members(ctx, id, rev.Spec.Namespace)
@@ -512,22 +513,14 @@ func (r *revisions) uninstall(ctx context.Context, rev *sailv1.IstioRevision) er
 	if len(members)+len(bound) > 0 {
 		return nil // their deletion brings us back
 	}
-	in := client.InNamespace(rev.Spec.Namespace)
-	for _, o := range []client.Object{
-		&appsv1.Deployment{}, &corev1.Service{}, &corev1.ServiceAccount{}, &corev1.ConfigMap{},
-		&autoscalingv2.HorizontalPodAutoscaler{}, &policyv1.PodDisruptionBudget{},
-	} {
-		if err := r.client.DeleteAllOf(ctx, o, in, of); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("delete every %T of mesh %s: %w", o, id, err)
-		}
-	}
-	// By name: the operator may not delete what others bind, whatever its labels are.
-	if err := r.client.DeleteAllOf(ctx, &rbacv1.RoleBinding{}, in, of, client.MatchingFields{byName: roleSystem}); err != nil {
-		return fmt.Errorf("delete RoleBinding %s/%s: %w", rev.Spec.Namespace, roleSystem, err)
-	}
+	// By name: a label may be a copy, and the operator may not delete what others bind, whatever its labels are.
+	gone := plane.reserved()
 	for _, role := range []string{roleCluster, roleMember} {
 		o := metadataOf(rbacv1.SchemeGroupVersion.WithKind("ClusterRoleBinding"))
 		o.Name = clusterBindingName(role, id)
+		gone = append(gone, o)
+	}
+	for _, o := range gone {
 		if err := r.writer(id).remove(ctx, o); err != nil {
 			return err
 		}

@@ -137,10 +137,11 @@ func (r *tags) target(ctx context.Context, tag *sailv1.IstioRevisionTag) (*sailv
 	return rev, nil
 }
 
-// prune deletes the tag's objects but those that are kept, by namespace/name.
+// prune deletes the tag's objects but those that are kept, by namespace/name. What has its label and another name than ours is
+// somebody's copy.
 func (r *tags) prune(ctx context.Context, tag string, kept map[string]bool) error {
 	of := client.MatchingLabels{labelTag: tag}
-	if err := pruneWebhooks(ctx, r.client, of, func(o client.Object) bool { return kept[o.GetName()] }); err != nil {
+	if err := pruneWebhooks(ctx, r.client, of, func(o client.Object) bool { return kept[o.GetName()] || !tagHook(tag, o) }); err != nil {
 		return err
 	}
 	services := metadataListOf(corev1.SchemeGroupVersion.WithKind("Service"))
@@ -148,7 +149,7 @@ func (r *tags) prune(ctx context.Context, tag string, kept map[string]bool) erro
 		return fmt.Errorf("list the services of tag %s: %w", tag, err)
 	}
 	for i := range services.Items {
-		if s := &services.Items[i]; !kept[name(s)] {
+		if s := &services.Items[i]; s.Name == tagServicePrefix+tag && !kept[name(s)] {
 			if err := client.IgnoreNotFound(r.client.Delete(ctx, s, client.Preconditions{UID: &s.UID})); err != nil {
 				return fmt.Errorf("delete service %s: %w", name(s), err)
 			}

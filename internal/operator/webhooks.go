@@ -3,6 +3,8 @@ package operator
 import (
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -51,6 +53,22 @@ func (p Plane) validates() bool {
 // tagInjectorName is Istio's name for a tag's injector. It is not injective: a-b in c and a in b-c ask for the same.
 func tagInjectorName(tag, namespace string) string {
 	return "istio-revision-tag-" + tag + Plane{Namespace: namespace}.outside()
+}
+
+// hook reports whether an object with the plane's label has the name of a configuration of the plane or of a tag of it: the
+// label alone may be a copy.
+func (p Plane) hook(o client.Object) bool {
+	names := []string{p.injectorName(), p.validatorName(), defaultValidatorName}
+	if tag := o.GetLabels()[labelTag]; tag != "" {
+		names = []string{tagInjectorName(tag, p.Namespace), defaultValidatorName}
+	}
+	return slices.Contains(names, o.GetName())
+}
+
+// tagHook is hook for a tag, whose plane may be another now.
+func tagHook(tag string, o client.Object) bool {
+	injector := tagInjectorName(tag, "istio-system")
+	return o.GetName() == injector || strings.HasPrefix(o.GetName(), injector+"-") || o.GetName() == defaultValidatorName
 }
 
 // nameable says why a tag cannot have that name.
