@@ -278,3 +278,28 @@ func TestDependenciesAreSaid(t *testing.T) {
 		}
 	}
 }
+
+// The profile openshift is a platform, unless the values name another.
+func TestAProfileSaysThePlatform(t *testing.T) {
+	for _, c := range []struct{ profile, values, reason string }{
+		{"openshift", `{}`, "IstioCNINotFound"},
+		{"openshift", `{"global":{"platform":""}}`, "IstioCNINotFound"},
+		{"openshift", `{"global":{"platform":"gke"}}`, "DependenciesHealthy"},
+		{"openshift", `{"pilot":{"cni":{"enabled":false}}}`, "DependenciesHealthy"},
+		{"default", `{}`, "DependenciesHealthy"},
+	} {
+		istio := istioOf(c.values)
+		istio.Spec.Profile = c.profile
+		values, err := resolveValues(istio)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := NewPlane(&sailv1.IstioRevision{Spec: sailv1.IstioRevisionSpec{Values: values}}, Images{}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, reason, _ := p.dependencies(); reason != c.reason {
+			t.Errorf("profile %s, %s: %s, want %s", c.profile, c.values, reason, c.reason)
+		}
+	}
+}

@@ -159,8 +159,8 @@ func (p Plane) dependencies() (kind string, status metav1.ConditionStatus, reaso
 		return healthy, metav1.ConditionUnknown, "DependencyCheckFailed", "the values could not be read"
 	case value("pilot", "env", "PILOT_ENABLE_AMBIENT") == "true" || value("profile") == "ambient":
 		return healthy, metav1.ConditionFalse, "ZTunnelNotFound", "ambient mode" + fmt.Sprintf(lacks, "a ZTunnel") + "pods get sidecars only"
-	case cni == "true" || value("global", "platform") == "openshift" && cni != "false":
-		return healthy, metav1.ConditionFalse, "IstioCNINotFound", "pilot.cni.enabled, which global.platform openshift implies," + fmt.Sprintf(lacks, "an IstioCNI") + "pods are redirected by their init container"
+	case cni == "true" || value("global", "platform") == platformOpenShift && cni != "false":
+		return healthy, metav1.ConditionFalse, "IstioCNINotFound", "pilot.cni.enabled, which the platform openshift implies," + fmt.Sprintf(lacks, "an IstioCNI") + "pods are redirected by their init container"
 	}
 	return healthy, metav1.ConditionTrue, healthy, ""
 }

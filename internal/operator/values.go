@@ -79,8 +79,12 @@ type utilization struct {
 	TargetAverageUtilization *int32 `json:"targetAverageUtilization"`
 }
 
-// profiles of spec.profile and spec.values.profile that change nothing here. The others want parts that this build does not have.
-var profiles = []string{"", "default", "demo", "empty", "openshift", "stable"}
+// platformOpenShift is a profile that is nothing but the platform of its name, which relies on a CNI plugin.
+const platformOpenShift = "openshift"
+
+// profiles of spec.profile and spec.values.profile that change nothing else here. The others want parts that this build does
+// not have.
+var profiles = []string{"", "default", "demo", "empty", platformOpenShift, "stable"}
 
 // tree returns the values as a map that the caller may change.
 func tree(v *sailv1.Values) (map[string]any, error) {
@@ -116,7 +120,11 @@ func resolveValues(istio *sailv1.Istio) (*sailv1.Values, error) {
 		t["revision"] = istio.Name
 	}
 	delete(t, "defaultRevision")
-	sub(t, "global")["istioNamespace"] = istio.Spec.Namespace
+	global := sub(t, "global")
+	global["istioNamespace"] = istio.Spec.Namespace
+	if platform, _ := global["platform"].(string); istio.Spec.Profile == platformOpenShift && platform == "" {
+		global["platform"] = platformOpenShift
+	}
 	raw, err := json.Marshal(t)
 	return &sailv1.Values{Raw: raw}, err
 }
