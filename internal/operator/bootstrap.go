@@ -97,7 +97,7 @@ func Bootstrap(images Images, namespace string) ([]client.Object, error) {
 		out = append(out, c)
 	}
 	out = append(out, &corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{
-		Name: namespace, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+		Name: namespace, Labels: map[string]string{labelPartOf: partOf, "pod-security.kubernetes.io/enforce": "restricted"},
 	}})
 	out = append(out, planeRoles()...)
 	out = append(out, policies(namespace)...)

@@ -33,7 +33,8 @@ const (
 	// an operator has lost its rights.
 	foreignWait = 15 * time.Second
 
-	// The mark of what Bootstrap brings, but of definitions and the namespace, which others may have a hand in.
+	// The mark of what Bootstrap brings, but of definitions, which have crdVersionKey. In a definition and the namespace others
+	// may have a hand all the same.
 	labelPartOf = "app.kubernetes.io/part-of"
 	partOf      = "heddle"
 )

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -295,4 +296,45 @@ func TestNoMeshInNamespacesOfTheCluster(t *testing.T) {
 
 func istioIn(namespace string) *sailv1.Istio {
 	return &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "m1"}, Spec: sailv1.IstioSpec{Namespace: namespace}}
+}
+
+// Who applied what Bootstrap printed wrote our mark with it, and is no stranger; who wrote anything beside it is.
+func TestWhoAppliedOurOwnTextIsNoStranger(t *testing.T) {
+	objects, err := Bootstrap(Images{}, Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := store(t, interceptor.Funcs{})
+	for _, o := range objects {
+		crd, definition := o.(*apiextensionsv1.CustomResourceDefinition)
+		if definition {
+			for i := range crd.Spec.Versions {
+				crd.Spec.Versions[i].Schema = nil // the fake's field managers do not take these
+			}
+		}
+		if err := c.Create(t.Context(), o, client.FieldOwner("kubectl-client-side-apply")); err != nil {
+			t.Fatal(err)
+		}
+		if by := ForeignTo(o, Namespace); by != "" {
+			t.Errorf("%T %s is of %s", o, o.GetName(), by)
+		}
+		if _, ns := o.(*corev1.Namespace); !definition && !ns {
+			continue
+		}
+		o.SetLabels(map[string]string{labelPartOf: o.GetLabels()[labelPartOf], "example.com/team": "x"})
+		if err := c.Update(t.Context(), o, client.FieldOwner("argocd")); err != nil {
+			t.Fatal(err)
+		}
+		if by := ForeignTo(o, Namespace); by != "argocd" {
+			t.Errorf("%T %s, changed by argocd, is of %q", o, o.GetName(), by)
+		}
+	}
+	// The key of the mark with another value is none.
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{labelPartOf: "platform"}}}
+	if err := c.Create(t.Context(), ns, client.FieldOwner("argocd")); err != nil {
+		t.Fatal(err)
+	}
+	if by := ForeignTo(ns, Namespace); by != "argocd" {
+		t.Errorf("a namespace of argocd's is of %q", by)
+	}
 }

@@ -50,12 +50,18 @@ func Installed(namespace string) ([]client.Object, error) {
 }
 
 // ForeignTo reports who else than the operator has a hand in an object that has the name of one of ours; empty if nobody. A
-// definition or a namespace is somebody else's, too, if he wrote any of its spec or labels; another object if it lacks our mark.
+// definition or a namespace is somebody else's, too, if he wrote any of its spec or labels and not our mark with it, as who
+// applies the text of Bootstrap does; another object if it lacks our mark.
 func ForeignTo(o client.Object, namespace string) string {
+	mark, marked := labelPartOf, o.GetLabels()[labelPartOf] == partOf
+	if _, ok := o.(*apiextensionsv1.CustomResourceDefinition); ok {
+		mark = crdVersionKey
+		_, marked = o.GetAnnotations()[mark]
+	}
 	var managers []string
 	for _, f := range o.GetManagedFields() {
-		if f.Manager != operatorName && f.Subresource == "" && f.FieldsV1 != nil &&
-			(bytes.Contains(f.FieldsV1.Raw, []byte(`"f:spec"`)) || bytes.Contains(f.FieldsV1.Raw, []byte(`"f:labels"`))) {
+		wrote := func(field string) bool { return bytes.Contains(f.FieldsV1.Raw, []byte(`"f:`+field+`"`)) }
+		if f.Manager != operatorName && f.Subresource == "" && f.FieldsV1 != nil && (wrote("spec") || wrote("labels")) && !(marked && wrote(mark)) {
 			managers = append(managers, f.Manager)
 		}
 	}
@@ -64,12 +70,12 @@ func ForeignTo(o client.Object, namespace string) string {
 	ours := operatorOwner().owns(o)
 	switch o.(type) {
 	case *apiextensionsv1.CustomResourceDefinition:
-		_, ours = o.GetAnnotations()[crdVersionKey]
-		if ours {
+		if ours = marked; ours {
 			return others
 		}
 	case *corev1.Namespace:
-		ours = slices.ContainsFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool { return f.Manager == operatorName })
+		// One of before the mark has an entry of ours.
+		ours = ours || slices.ContainsFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool { return f.Manager == operatorName })
 		if ours {
 			return others
 		}
