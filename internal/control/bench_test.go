@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,7 +76,7 @@ func (c *city) build(s int) {
 	for p := range c.pods {
 		c.Pods.Set(c.pod(s, p), &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Labels: labels},
-			Spec:       corev1.PodSpec{ServiceAccountName: k.Name},
+			Spec:       corev1.PodSpec{ServiceAccountName: k.Name, NodeName: machine(p)},
 			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: podIP(s, p)},
 		})
 	}
@@ -99,6 +100,9 @@ func (c *city) pod(s, p int) mesh.ObjectKey {
 	return k
 }
 
+// machine is the node on which the pods of one number run.
+func machine(p int) string { return fmt.Sprintf("k%d", p) }
+
 func podIP(s, p int) string { return fmt.Sprintf("10.%d.%d.%d", s/250, s%250, p) }
 
 // endpoints writes the slice of a service; its first pod is ready or not.
@@ -107,10 +111,10 @@ func (c *city) endpoints(s int, first bool) {
 	o := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{discoveryv1.LabelServiceName: k.Name}}}
 	o.Ports = []discoveryv1.EndpointPort{{Name: &name, Port: &port}}
 	for p := range c.pods {
-		ready := p > 0 || first
+		ready, node := p > 0 || first, machine(p)
 		o.Endpoints = append(o.Endpoints, discoveryv1.Endpoint{
 			Addresses: []string{podIP(s, p)}, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
-			TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: c.pod(s, p).Name},
+			TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: c.pod(s, p).Name}, NodeName: &node,
 		})
 	}
 	c.EndpointSlices.Set(k, o)
@@ -328,6 +332,69 @@ func TestAssignmentsByContent(t *testing.T) {
 	}
 	if published != 10 {
 		t.Errorf("%d are published, want one for everybody, and one for each of nine namespaces with a rule of its own", published)
+	}
+}
+
+// keep has clients of a service use endpoints on their own nodes only.
+func (c *city) keep(s int, exportTo string) {
+	old, _ := c.Sources.Services.Lookup(c.service(s))
+	o, local := old.DeepCopy(), corev1.ServiceInternalTrafficPolicyLocal
+	o.Spec.InternalTrafficPolicy = &local
+	o.Annotations = map[string]string{"networking.istio.io/exportTo": exportTo}
+	c.Sources.Services.Set(c.service(s), o)
+}
+
+// nodes returns the nodes that clients of a namespace are told apart by.
+func (c *city) nodes(namespace string) (out []string) {
+	for _, row := range c.tables.Layers.All() {
+		if row.Key.Namespace == namespace && row.Key.Node.Name != "" {
+			out = append(out, row.Key.Node.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// A service that is kept to its clients' nodes costs an assignment for each node that has connected clients, of which an
+// endpoint's readiness concerns one. Other services, and clients who do not see it, stay as they are.
+func TestLocalCostsByNodesInUse(t *testing.T) {
+	c, plain := newRegion(10, 40, 3), newRegion(10, 40, 3)
+	for _, city := range []*city{c, plain} {
+		for s := range 10 {
+			city.connect(s, 0)
+			city.connect(s, 1)
+		}
+		city.graph.Step()
+	}
+	count := func(what string, rendered, published int, change func()) {
+		t.Helper()
+		before := c.rendered()["rendered.assignments"]
+		if _, got := c.work(change); got != published {
+			t.Errorf("%s: %d resources are published, want %d", what, got, published)
+		}
+		if got := int(c.rendered()["rendered.assignments"] - before); got != rendered {
+			t.Errorf("%s: %d assignments are rendered, want %d", what, got, rendered)
+		}
+	}
+	if got := c.nodes("n7"); len(got) > 0 {
+		t.Errorf("clients are told apart by nodes %v, for which nobody asks", got)
+	}
+	// Not its namespace's short names, nor its cluster: all three see what they saw. The shared assignment is for unknown nodes.
+	count("a service is kept to nodes", 3, 3, func() { c.keep(7, "*") })
+	if got, want := c.nodes("n3"), []string{"k0", "k1"}; !slices.Equal(got, want) {
+		t.Errorf("clients are told apart by nodes %v, want %v", got, want)
+	}
+	count("an endpoint on a node is not ready", 1, 1, func() { c.endpoints(7, false) })
+	if rows, _ := c.work(func() { c.endpoints(7, true) }); rows["assignments"] != 1 {
+		t.Errorf("%d assignments are looked at, want that of the node", rows["assignments"])
+	}
+	count("a third node has a client", 1, 1, func() { c.connect(3, 2) })
+	sameWork(t, "a pod of a service that asks for nothing", plain, c, func(c *city) { c.endpoints(8, false) })
+	sameWork(t, "a service that asks for nothing", plain, c, func(c *city) { c.build(40) })
+	plain.keep(7, ".")
+	plain.graph.Step()
+	if mine, others := plain.nodes("n7"), plain.nodes("n3"); !slices.Equal(mine, []string{"k0", "k1"}) || len(others) > 0 {
+		t.Errorf("of a service of namespace n7, its clients know nodes %v, others %v", mine, others)
 	}
 }
 

@@ -120,18 +120,22 @@ func errLeft(namespace string, id mesh.ID) error {
 	return status.Errorf(codes.PermissionDenied, "namespace %s has left mesh %s; restart the pod", namespace, id)
 }
 
-// clientOf is what a proxy says of itself, and translation may know. The Pod says it better; labels, ports and addresses of
-// the node's metadata serve only until the plane's watch has delivered the Pod.
+// clientOf is what a proxy says of itself, and translation may know. The Pod says it better; labels, ports, addresses and the
+// machine of the node's metadata serve only until the plane's watch has delivered the Pod.
 func clientOf(caller identity.Caller, n xds.Node) resolve.Client {
 	kind, rest, _ := strings.Cut(n.ID(), "~")
 	first, _, _ := strings.Cut(rest, "~")
-	return resolve.Client{
+	said := resolve.Client{
 		Workload:  mesh.WorkloadKey{Cluster: caller.Cluster, Kind: mesh.KindPod, Namespace: caller.Identity.Namespace, Name: caller.Pod},
 		Kind:      resolve.Kind(strings.Clone(kind)),
 		Labels:    n.MetaStrings("LABELS", maxLabels),
 		Ports:     ingest.PodPorts(n.MetaText("POD_PORTS", maxLabels)),
 		Addresses: ingest.Addresses(n.Meta("INSTANCE_IPS") + "," + first),
 	}
+	if name := n.Meta("NODE_NAME"); name != "" {
+		said.Node = mesh.ObjectKey{Cluster: caller.Cluster, Name: name}
+	}
+	return said
 }
 
 // short returns a type URL's last part: Cluster.

@@ -71,7 +71,7 @@ func (d dice) object() metav1.Object {
 	case 9:
 		return d.policy()
 	case 10, 11:
-		return &arrival{d.meta(d.one("p1", "p2", "p3", "p4")), []string{d.one("10.9.9.9", "fd00::9")}}
+		return &arrival{d.meta(d.one("p1", "p2", "p3", "p4")), []string{d.one("10.9.9.9", "fd00::9")}, d.one("", "k1", "k2")}
 	default:
 		return d.rule()
 	}
@@ -85,6 +85,10 @@ func (d dice) service() *corev1.Service {
 	o := &corev1.Service{ObjectMeta: d.meta(d.one("a", "b", "c"))}
 	o.Spec.ClusterIP = d.one("None", fmt.Sprintf("10.%s.1.%d", o.Namespace[1:], d.IntN(4)))
 	o.Spec.Selector = map[string]string{"app": d.one("x", "y")}
+	if d.IntN(2) == 0 {
+		local := corev1.ServiceInternalTrafficPolicyLocal
+		o.Spec.InternalTrafficPolicy = &local
+	}
 	if d.IntN(6) == 0 {
 		o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "a." + d.namespace() + ".svc.cluster.local"}
 	}
@@ -107,6 +111,9 @@ func (d dice) slice() *discoveryv1.EndpointSlice {
 		e := discoveryv1.Endpoint{Addresses: []string{d.address(o.Namespace)}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}
 		if d.IntN(3) > 0 {
 			e.TargetRef = &corev1.ObjectReference{Kind: "Pod", Name: d.one("p1", "p2", "p3")}
+		}
+		if node := d.one("", "k1", "k2"); node != "" {
+			e.NodeName = &node
 		}
 		o.Endpoints = append(o.Endpoints, e)
 	}
@@ -205,7 +212,7 @@ func (h held) lines() map[string]string {
 
 // What a pipeline holds after any history is what it makes of the objects that are left, all at once.
 func TestPipelineEqualsRecomputation(t *testing.T) {
-	compared := 0
+	compared, nodes := 0, map[string]int{}
 	for seed := range uint64(12) {
 		d := dice{rand.New(rand.NewPCG(seed, 1))}
 		h, w := history{}, newWorld("a")
@@ -231,6 +238,9 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 			got, want := w.held.lines(), fresh.held.lines()
 			compared += len(want)
 			for k := range want {
+				if _, node, ok := strings.Cut(k, "/c1/"); ok {
+					nodes[node[:2]]++
+				}
 				if got[k] != want[k] {
 					t.Errorf("seed %d, round %d: %s is %q, recomputed %q", seed, round, k, got[k], want[k])
 				}
@@ -247,6 +257,9 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 	}
 	if compared < 1500 {
 		t.Errorf("%d resources were compared, too few to tell", compared)
+	}
+	if nodes["k1"] < 100 || nodes["k2"] < 100 {
+		t.Errorf("of nodes, %v were compared, too few to tell", nodes)
 	}
 }
 

@@ -184,6 +184,10 @@ func (p *Pipeline) records(g *graph.Graph) {
 // inUse builds the scopes of connected clients, and the layers for which something is made.
 func (p *Pipeline) inUse(g *graph.Graph) {
 	t := &p.tables
+	t.ByNode = graph.Derive(g, "services.bynode", t.Services, graph.TableOptions[struct{}]{},
+		func(_ *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.Layer, struct{})) {
+			resolve.AskNode(s, emit)
+		})
 	p.scopes = graph.Derive(g, "scopes.clients", p.presence.source.Table, graph.TableOptions[resolve.Scope]{},
 		func(r *graph.Reader, k mesh.WorkloadKey, c resolve.Client, emit func(mesh.WorkloadKey, resolve.Scope)) {
 			if s, ok := resolve.ScopeOf(r, t, p.id, c); ok {
@@ -200,6 +204,7 @@ func (p *Pipeline) inUse(g *graph.Graph) {
 				emit(l, struct{}{})
 			}
 		})
+	t.NodeLayers = graph.NewIndex(t.Layers, "layers.node", func(l resolve.Layer, _ struct{}) []resolve.Layer { return resolve.NodeLayerOf(l) })
 }
 
 // reads is Serves for the kinds that may be meant for one revision only.
@@ -301,6 +306,18 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 	t.ByPort = graph.NewIndex(endpoints, "endpoints.port", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServicePort {
 		return []mesh.ServicePort{{Service: k.Service, Port: k.Port}}
 	})
+	local := graph.Derive(g, "endpoints.local", t.Services, graph.TableOptions[mesh.Endpoint]{},
+		func(r *graph.Reader, k mesh.ServiceKey, s mesh.Service, emit func(mesh.EndpointKey, mesh.Endpoint)) {
+			if !s.Local {
+				return
+			}
+			for _, row := range graph.Find(r, t.ByService, k) {
+				emit(row.Key, row.Val)
+			}
+		})
+	t.LocalTo = graph.NewIndex(local, "endpoints.node", func(k mesh.EndpointKey, e mesh.Endpoint) []mesh.ServicePort {
+		return []mesh.ServicePort{{Service: k.Service, Port: k.Port, Node: e.Node}}
+	})
 	t.ByLabel = graph.NewIndex(policies, "policies.label", func(_ mesh.ObjectKey, p mesh.PeerPolicy) []resolve.SelectorKey {
 		return resolve.PolicyKeys(p)
 	})
@@ -347,7 +364,9 @@ func (p *Pipeline) clusters(g *graph.Graph) {
 	said := graph.Derive(g, "clusters.said", t.Services, graph.TableOptions[resolve.Said]{},
 		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ClusterKey, resolve.Said)) {
 			resolve.Entries(r, t, s, func(_ resolve.EntryKey, e resolve.Entry, said resolve.Said, _ map[string]string) {
-				emit(e.Cluster, said)
+				if e.Cluster != (resolve.ClusterKey{}) {
+					emit(e.Cluster, said)
+				}
 			})
 		})
 	labels := graph.Derive(g, "assignments.labels", t.Services, graph.TableOptions[map[string]string]{},
@@ -635,7 +654,7 @@ func origin(s resolve.InboundSpec, c mesh.Config) string {
 }
 
 func groupOf(l resolve.Layer) xds.Group {
-	return xds.Group(fmt.Sprintf("layer/%s/%s/%d", l.Mesh, l.Namespace, l.Families))
+	return xds.Group(fmt.Sprintf("layer/%s/%s/%d/%s/%s", l.Mesh, l.Namespace, l.Families, l.Node.Cluster, l.Node.Name))
 }
 
 func inboundGroup(id mesh.ID, k resolve.InboundKey) xds.Group {

@@ -231,7 +231,7 @@ func nodeOf(t *testing.T, namespace, pod string) *corev3.Node {
 	t.Helper()
 	fields, err := structpb.NewStruct(map[string]any{
 		"NAMESPACE": namespace, "SERVICE_ACCOUNT": "cart", "CLUSTER_ID": "c1", "ISTIO_VERSION": "1.30.3", "PROXY_CONFIG": map[string]any{},
-		"LABELS": map[string]any{"app": "cart"}, "POD_PORTS": `[{"name":"web","containerPort":8080}]`,
+		"LABELS": map[string]any{"app": "cart"}, "POD_PORTS": `[{"name":"web","containerPort":8080}]`, "NODE_NAME": "k1",
 	})
 	if err != nil {
 		t.Fatal(err)

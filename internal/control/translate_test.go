@@ -89,6 +89,7 @@ func newWorld(id mesh.ID) *world {
 type arrival struct {
 	metav1.ObjectMeta
 	addresses []string
+	node      string
 }
 
 // set stages an object, or its removal.
@@ -113,9 +114,16 @@ func (w *world) set(o metav1.Object, remove bool) {
 		if remove {
 			w.presence.source.Delete(k)
 		} else {
-			w.presence.source.Set(k, resolve.Client{Workload: k, Labels: o.Labels, Addresses: o.addresses})
+			w.presence.source.Set(k, resolve.Client{Workload: k, Labels: o.Labels, Addresses: o.addresses, Node: nodeNamed(o.node)})
 		}
 	}
+}
+
+func nodeNamed(name string) mesh.ObjectKey {
+	if name == "" {
+		return mesh.ObjectKey{}
+	}
+	return mesh.ObjectKey{Cluster: "c1", Name: name}
 }
 
 func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], o P, remove bool) {
@@ -134,10 +142,8 @@ func (w *world) connect(namespace, pod string, addresses ...string) mesh.Workloa
 	return k
 }
 
-// client returns by type what a pod's proxy holds.
-func (w *world) client(namespace, pod string, addresses ...string) map[string]map[string]xds.Resource {
-	k := w.connect(namespace, pod, addresses...)
-	w.graph.Step()
+// holds returns by type what a connected proxy holds.
+func (w *world) holds(k mesh.WorkloadKey) map[string]map[string]xds.Resource {
 	out := map[string]map[string]xds.Resource{clusterType: {}, assignmentType: {}, listenerType: {}, routeType: {}}
 	groups, _ := w.Groups(k)
 	for _, g := range groups {
@@ -282,8 +288,8 @@ func load(t *testing.T, file string) (*txtar.Archive, *world, map[string]map[str
 	}
 	w := newWorld("a")
 	var client struct {
-		Namespace, Pod string
-		Addresses      []string
+		Namespace, Pod, Node string
+		Addresses            []string
 	}
 	for _, f := range a.Files {
 		switch f.Name {
@@ -302,7 +308,9 @@ func load(t *testing.T, file string) (*txtar.Archive, *world, map[string]map[str
 		}
 	}
 	w.graph.Step()
-	return a, w, w.client(client.Namespace, client.Pod, client.Addresses...)
+	w.set(&arrival{metav1.ObjectMeta{Namespace: client.Namespace, Name: client.Pod}, client.Addresses, client.Node}, false)
+	w.graph.Step()
+	return a, w, w.holds(mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: client.Namespace, Name: client.Pod})
 }
 
 // views are the ways to print what a client holds.

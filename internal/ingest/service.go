@@ -34,6 +34,8 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 	}
 	if !out.Headless {
 		out.Addresses = addresses(s.Spec)
+		p := s.Spec.InternalTrafficPolicy
+		out.Local = p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal
 	}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
@@ -62,20 +64,14 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 
 // ServiceFindings tells what a Service asks for that is not acted on.
 func ServiceFindings(_ mesh.Config, k mesh.ObjectKey, s *corev1.Service) []mesh.Finding {
-	var out []mesh.Finding
-	find := func(field, value string) {
-		out = append(out, mesh.Finding{
-			About: object("Service", k, &s.ObjectMeta).Ref, Reason: "LocalityIgnored",
-			Message: fmt.Sprintf("spec.%s: %s is not acted on: clients use endpoints everywhere, so do not rely on it to keep traffic on a node or in a zone", field, value),
-		})
+	d := s.Spec.TrafficDistribution
+	if d == nil || *d == "" {
+		return nil
 	}
-	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
-		find("internalTrafficPolicy", string(*p))
-	}
-	if d := s.Spec.TrafficDistribution; d != nil && *d != "" {
-		find("trafficDistribution", *d)
-	}
-	return out
+	return []mesh.Finding{{
+		About: object("Service", k, &s.ObjectMeta).Ref, Reason: "LocalityIgnored",
+		Message: fmt.Sprintf("spec.trafficDistribution: %s is not acted on: clients use endpoints everywhere, so do not rely on it to keep traffic on a node or in a zone", *d),
+	}}
 }
 
 func serviceKey(c mesh.Config, namespace, name string) mesh.ServiceKey {
@@ -157,6 +153,9 @@ func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([
 			}
 			if e.Zone != nil {
 				ep.Zone = *e.Zone
+			}
+			if e.NodeName != nil {
+				ep.Node = nodeKey(k.Cluster, *e.NodeName)
 			}
 			if r := e.TargetRef; r != nil && r.Kind == mesh.KindPod {
 				ep.Workload = mesh.WorkloadKey{Cluster: k.Cluster, Kind: mesh.KindPod, Namespace: cmp.Or(r.Namespace, k.Namespace), Name: r.Name}

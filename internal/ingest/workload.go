@@ -48,6 +48,7 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 		},
 		Labels:   p.Labels,
 		Locality: at,
+		Node:     nodeKey(k.Cluster, p.Spec.NodeName),
 		TLS:      p.Labels[tlsModeLabel] == "istio",
 		Ending:   p.DeletionTimestamp != nil,
 		Owner:    owner(k.Name, p),
@@ -73,6 +74,14 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 	}
 	w.Ports = portsByName(ports)
 	return w, true
+}
+
+// nodeKey names a node; that of no name is none.
+func nodeKey(c mesh.ClusterID, name string) mesh.ObjectKey {
+	if name == "" {
+		return mesh.ObjectKey{}
+	}
+	return mesh.ObjectKey{Cluster: c, Name: name}
 }
 
 func portsByName(ports []corev1.ContainerPort) map[string]uint32 {

@@ -94,6 +94,7 @@ type Service struct {
 	Addresses []string // virtual IPs, the primary one first
 	Headless  bool     // clients pick a workload themselves
 	Unready   bool     // its endpoints take connections whether they are ready or not
+	Local     bool     // clients use endpoints on their own node, or none
 	Alias     string   // host that this one is another name of; such a service has no ports
 	Ports     []Port
 	Selector  map[string]string // which workloads of its namespace it is made of; nil: none

@@ -35,6 +35,7 @@ type Workload struct {
 	Identity    Identity
 	Labels      map[string]string
 	Locality    Locality
+	Node        ObjectKey         // on which it runs
 	TLS         bool              // a proxy in front of it accepts mutual TLS of the mesh
 	Ending      bool              // it is told to end, as its applications are by now
 	Owner       string            // the Deployment, StatefulSet, Job … that made it, or its own name
@@ -62,12 +63,14 @@ type Endpoint struct {
 	Workload WorkloadKey // whose address it is; zero if nobody's that the mesh knows
 	Ready    bool        // takes new connections; others are kept here, and dropped where they are sent
 	Zone     string      // of an address that belongs to no known workload
+	Node     ObjectKey   // on which it is; zero if that is not said
 }
 
-// ServicePort is a port of a service by its name, which finds its endpoints.
+// ServicePort is a port of a service by its name, which finds its endpoints: all, or those on a node.
 type ServicePort struct {
 	Service ServiceKey
 	Port    string
+	Node    ObjectKey
 }
 
 // Phase is how far a namespace has come into the mesh.

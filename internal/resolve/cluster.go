@@ -40,20 +40,21 @@ type AssignmentKey struct {
 	Service mesh.ServiceKey
 	Port    uint32
 	Subset  string
-	Labels  Content // of the subset
-	Forced  bool    // mutual TLS, whatever the endpoint accepts
+	Labels  Content        // of the subset
+	Forced  bool           // mutual TLS, whatever the endpoint accepts
+	Node    mesh.ObjectKey // of the clients, if they use endpoints on their own only
 }
 
 // Compare orders keys by service, port, subset and what they hold of it.
 func (k AssignmentKey) Compare(o AssignmentKey) int {
 	forced := map[bool]int{true: 1}
 	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Subset, o.Subset),
-		k.Labels.Compare(o.Labels), cmp.Compare(forced[k.Forced], forced[o.Forced]))
+		k.Labels.Compare(o.Labels), cmp.Compare(forced[k.Forced], forced[o.Forced]), k.Node.Compare(o.Node))
 }
 
 // Entry is a cluster and its assignment as a layer has them.
 type Entry struct {
-	Cluster    ClusterKey
+	Cluster    ClusterKey // zero in a layer of a node, which changes nothing of the cluster
 	Assignment AssignmentKey
 }
 
@@ -79,7 +80,15 @@ func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, Ent
 				if len(subset.Labels) > 0 {
 					e.Assignment.Labels = contentOf(subset.Labels)
 				}
-				emit(EntryKey{Layer{Mesh: s.Key.Mesh, Namespace: v.Client}, ClusterName(s.Key, p.Number, subset.Name)}, e, said, subset.Labels)
+				k := EntryKey{Layer{Mesh: s.Key.Mesh, Namespace: v.Client}, ClusterName(s.Key, p.Number, subset.Name)}
+				emit(k, e, said, subset.Labels)
+				if !s.Local {
+					continue
+				}
+				for _, row := range graph.Find(r, t.NodeLayers, k.Layer) {
+					k.Layer, e.Cluster, e.Assignment.Node = row.Key, ClusterKey{}, row.Key.Node
+					emit(k, e, said, subset.Labels)
+				}
 			}
 		}
 	}
@@ -273,7 +282,7 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 		return AssignmentSpec{}, false
 	}
 	at := map[mesh.Locality][]EndpointSpec{}
-	for _, row := range graph.Find(r, t.ByPort, mesh.ServicePort{Service: k.Service, Port: port.Name}) {
+	for _, row := range endpointsOf(r, t, s, mesh.ServicePort{Service: k.Service, Port: port.Name, Node: k.Node}) {
 		if !row.Val.Ready {
 			continue
 		}
@@ -300,4 +309,16 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 	}
 	slices.SortFunc(out.Localities, func(a, b LocalitySpec) int { return a.Locality.Compare(b.Locality) })
 	return out, true
+}
+
+// endpointsOf finds the endpoints of a port. Of a service that keeps to its clients' nodes there are none for clients whose
+// node is not known: these wait for a moment, where requests that leave their node would break what the service promises.
+func endpointsOf(r *graph.Reader, t *Tables, s mesh.Service, at mesh.ServicePort) []graph.Row[mesh.EndpointKey, mesh.Endpoint] {
+	switch {
+	case !s.Local:
+		return graph.Find(r, t.ByPort, at)
+	case at.Node == mesh.ObjectKey{}:
+		return nil
+	}
+	return graph.Find(r, t.LocalTo, at)
 }

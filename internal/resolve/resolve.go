@@ -20,6 +20,8 @@ type Tables struct {
 	Services   *graph.Table[mesh.ServiceKey, mesh.Service]
 	Workloads  *graph.Table[mesh.WorkloadKey, mesh.Workload]
 	Layers     *graph.Table[Layer, struct{}]           // those that connected clients hold, and the mesh's own
+	NodeLayers *graph.Index[Layer, Layer, struct{}]    // layers of nodes, by the layer for clients on whatever node
+	ByNode     *graph.Table[Layer, struct{}]           // whose clients, everybody or those of a namespace, see a service that asks for their node
 	Peerings   *graph.Table[mesh.WorkloadKey, Peering] // of workloads that are known
 	Reach      *graph.Table[mesh.ServiceKey, []string] // connected client namespaces that a service is exported to by name
 	Rules      *graph.Table[RulesKey, Rules]
@@ -32,8 +34,9 @@ type Tables struct {
 	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
 	ByBackend  *graph.Index[Backend, mesh.EndpointKey, mesh.Endpoint]
 	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
-	ByHost     *graph.Index[string, RulesKey, Rules]                      // rules with clients of their own namespace, by host as written
-	ByLabel    *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy] // policies that may be for a workload
+	LocalTo    *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint] // by node too, of services that keep to it
+	ByHost     *graph.Index[string, RulesKey, Rules]                           // rules with clients of their own namespace, by host as written
+	ByLabel    *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy]      // policies that may be for a workload
 }
 
 // SelectorKey finds what has a label as the first pair of its selector, and by it the few things that may select a workload

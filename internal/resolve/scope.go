@@ -49,10 +49,11 @@ type Client struct {
 	Labels    map[string]string
 	Ports     map[string]uint32 // by name
 	Addresses []string
+	Node      mesh.ObjectKey // zero: not said
 }
 
 // Scope is what translation may know of a client: clients of one scope are told the same, but for their inbound side. What
-// tells one workload from another (its node, its labels) joins it once an object asks for it.
+// tells one workload from another joins it only where an object asks for it.
 type Scope struct {
 	Mesh      mesh.ID
 	Cluster   mesh.ClusterID
@@ -60,6 +61,7 @@ type Scope struct {
 	Namespace string
 	Kind      Kind
 	Families  Families
+	Node      mesh.ObjectKey // zero: no service asks for it, or it is not known
 }
 
 // ScopeOf returns the scope of a client. It returns false while its namespace is not served.
@@ -67,14 +69,38 @@ func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
 	if !t.Serves(r, c.Workload.Namespace) {
 		return Scope{}, false
 	}
-	labels, addresses := c.Labels, c.Addresses
+	labels, addresses, node := c.Labels, c.Addresses, c.Node
 	if w, known := graph.Get(r, t.Workloads, c.Workload); known {
-		labels, addresses = w.Labels, w.Addresses
+		labels, addresses, node = w.Labels, w.Addresses, w.Node
+	}
+	if !asksNode(r, t, id, c.Workload.Namespace) {
+		node = mesh.ObjectKey{}
 	}
 	return Scope{
 		Mesh: id, Cluster: c.Workload.Cluster, Network: labels["topology.istio.io/network"], Namespace: c.Workload.Namespace,
-		Kind: cmp.Or(c.Kind, Sidecar), Families: FamiliesOf(addresses),
+		Kind: cmp.Or(c.Kind, Sidecar), Families: FamiliesOf(addresses), Node: node,
 	}, true
+}
+
+// AskNode emits the layers of everybody, or of namespaces, whose clients see a service that asks for their node.
+func AskNode(s mesh.Service, emit func(Layer, struct{})) {
+	if !s.Local {
+		return
+	}
+	if s.Export.All {
+		emit(Layer{Mesh: s.Key.Mesh}, struct{}{})
+		return
+	}
+	for _, ns := range s.Export.Namespaces {
+		emit(Layer{Mesh: s.Key.Mesh, Namespace: ns}, struct{}{})
+	}
+}
+
+// asksNode reports whether a service that clients of a namespace see asks for their node.
+func asksNode(r *graph.Reader, t *Tables, id mesh.ID, namespace string) bool {
+	_, all := graph.Get(r, t.ByNode, Layer{Mesh: id})
+	_, own := graph.Get(r, t.ByNode, Layer{Mesh: id, Namespace: namespace})
+	return all || own
 }
 
 // Layer is a set of clients that are told the same of some resources: a scope, cut down to what these resources depend on.
@@ -83,18 +109,32 @@ type Layer struct {
 	Mesh      mesh.ID
 	Namespace string
 	Families  Families
+	Node      mesh.ObjectKey
 }
 
 // Layers returns what a client of the scope holds, always in this order: of two resources with one name the later layer's counts.
 // What is particular to its workload is found by InboundKey.
 func (s Scope) Layers() []Layer {
 	f := s.Families | IPv4 // which every kernel has, if only within the pod
-	return []Layer{
+	layers := []Layer{
 		{Mesh: s.Mesh},
 		{Mesh: s.Mesh, Namespace: s.Namespace},
 		{Mesh: s.Mesh, Families: f},
 		{Mesh: s.Mesh, Namespace: s.Namespace, Families: f},
 	}
+	if s.Node != (mesh.ObjectKey{}) {
+		layers = append(layers, Layer{Mesh: s.Mesh, Node: s.Node}, Layer{Mesh: s.Mesh, Namespace: s.Namespace, Node: s.Node})
+	}
+	return layers
+}
+
+// NodeLayerOf returns under what NodeLayers finds a layer of a node: the layer for clients on whatever node.
+func NodeLayerOf(l Layer) []Layer {
+	if l.Node == (mesh.ObjectKey{}) {
+		return nil
+	}
+	l.Node = mesh.ObjectKey{}
+	return []Layer{l}
 }
 
 // Used reports whether clients of a namespace are connected: nothing is made for others.
