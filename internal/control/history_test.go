@@ -145,7 +145,7 @@ func (d dice) rule() *networkingv1.DestinationRule {
 		return &v1alpha3.TrafficPolicy{Tls: &v1alpha3.ClientTLSSettings{Mode: v1alpha3.ClientTLSSettings_TLSmode(d.IntN(4))}}
 	}
 	o := &networkingv1.DestinationRule{ObjectMeta: d.meta(d.one("a", "b"))}
-	o.Spec.Host = d.one("a", "b", "a."+d.namespace()+".svc.cluster.local", "*."+d.namespace()+".svc.cluster.local", "*")
+	o.Spec.Host = d.one("a", "b", "a."+d.namespace()+".svc.cluster.local", "*."+d.namespace()+".svc.cluster.local", "*", d.one("*a.", "*b.")+d.namespace()+".svc.cluster.local")
 	o.Spec.TrafficPolicy = policy()
 	if d.IntN(2) == 0 {
 		o.Spec.ExportTo = []string{d.one(".", "~", "n2", "*")}

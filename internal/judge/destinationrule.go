@@ -26,9 +26,6 @@ func DestinationRule(_ Place, dr *networking.DestinationRule) (v Verdict) {
 	} else {
 		v.host("spec.host", dr.GetHost())
 	}
-	if part, wild := strings.CutPrefix(dr.GetHost(), "*"); wild && part != "" && part[0] != '.' {
-		v.warn("spec.host", ReasonNotActedOn, "a wildcard for part of a label is accepted but matches nothing in this version of Heddle: give *.domain, or the service's name")
-	}
 	v.trafficPolicy("spec.trafficPolicy", dr.GetTrafficPolicy())
 	names := map[string]bool{}
 	for i, s := range dr.GetSubsets() {

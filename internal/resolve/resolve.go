@@ -36,6 +36,7 @@ type Tables struct {
 	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
 	LocalTo    *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint] // by node too, of services that keep to it
 	ByHost     *graph.Index[string, RulesKey, Rules]                           // rules with clients of their own namespace, by host as written
+	ByPart     *graph.Index[string, RulesKey, Rules]                           // rules for a host that begins within a label, by the domain above it
 	ByLabel    *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy]      // policies that may be for a workload
 }
 

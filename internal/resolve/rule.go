@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"cmp"
 	"reflect"
 	"slices"
 	"strings"
@@ -90,7 +91,7 @@ type hostRules struct {
 func rulesOf(r *graph.Reader, t *Tables, s mesh.Service) hostRules {
 	root := t.ConfigOf(r, s.Key.Mesh).RootNamespace
 	out := hostRules{own: map[string]mesh.Rule{}}
-	for _, pattern := range patterns(s.Key.Host) {
+	for _, pattern := range patterns(r, t, s.Key.Host) {
 		for _, row := range graph.Find(r, t.ByHost, pattern) {
 			if _, ok := out.own[row.Key.Namespace]; !ok {
 				out.own[row.Key.Namespace] = row.Val.Own
@@ -106,21 +107,43 @@ func rulesOf(r *graph.Reader, t *Tables, s mesh.Service) hostRules {
 	return out
 }
 
-// patterns returns the hosts that a rule for a host may write, the most specific first.
-func patterns(host string) []string {
+// patterns returns the hosts that a rule for a host may write, the most specific first: the host, and for each domain above it,
+// wildcards for part of the label below, which some rule must have, and then the one for all of it.
+func patterns(r *graph.Reader, t *Tables, host string) []string {
 	out := []string{host}
 	for rest := strings.TrimPrefix(host, "*."); ; {
 		_, after, more := strings.Cut(rest, ".")
 		if !more {
 			break
 		}
-		out = append(out, "*."+after)
+		out = append(append(out, parts(r, t, after, host)...), "*."+after)
 		rest = after
 	}
 	if host != "*" {
 		out = append(out, "*")
 	}
 	return out
+}
+
+// parts returns the wildcards for part of a label below a domain that rules have and that fit a host, the longest first.
+func parts(r *graph.Reader, t *Tables, domain, host string) (out []string) {
+	for _, row := range graph.Find(r, t.ByPart, domain) {
+		if strings.HasSuffix(host, row.Key.Host[1:]) {
+			out = append(out, row.Key.Host)
+		}
+	}
+	slices.SortFunc(out, func(a, b string) int { return cmp.Compare(len(b), len(a)) }) // those of one length are equal
+	return slices.Compact(out)
+}
+
+// PartOf returns under what ByPart finds a host that has a wildcard for part of a label: the domain above it.
+func PartOf(host string) []string {
+	part, wild := strings.CutPrefix(host, "*")
+	label, domain, _ := strings.Cut(part, ".")
+	if !wild || label == "" {
+		return nil
+	}
+	return []string{domain}
 }
 
 // of chooses what clients of a namespace keep to when they call the service: a rule of their own namespace, else one of the
