@@ -34,8 +34,7 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 	}
 	if !out.Headless {
 		out.Addresses = addresses(s.Spec)
-		p := s.Spec.InternalTrafficPolicy
-		out.Local = p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal
+		out.Local = keepsToNode(s.Spec)
 	}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
@@ -62,10 +61,15 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 	return out
 }
 
+func keepsToNode(s corev1.ServiceSpec) bool {
+	p := s.InternalTrafficPolicy
+	return p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal
+}
+
 // ServiceFindings tells what a Service asks for that is not acted on.
 func ServiceFindings(_ mesh.Config, k mesh.ObjectKey, s *corev1.Service) []mesh.Finding {
 	d := s.Spec.TrafficDistribution
-	if d == nil || *d == "" {
+	if d == nil || *d == "" || keepsToNode(s.Spec) {
 		return nil
 	}
 	return []mesh.Finding{{
