@@ -49,6 +49,7 @@ func TestATypoDoesNotWidenAMesh(t *testing.T) {
 		`{"discoverySelectors":[{"matchLabels":{"a":"b"}}]}`:                                             "did you mean spec.values.meshConfig.discoverySelectors?",
 		`{"meshConfig":{"namespaces":[{"matchLabels":{"a":"b"}}]}}`:                                      "spec.values.meshConfig.namespaces is no value",
 		`{"global":{"mesh":{"discoverySelectors":[{"matchLabels":{"a":"b"}}]}}}`:                         "spec.values.global.mesh is no value",
+		`{"meshConfig":{"discoverySelectors":[{"matchExpressions":[{"key":"a","operator":"Has"}]}]}}`:    `discoverySelectors[0]: label "a": operator "Has" is none of`,
 		`{"meshConfig":[]}`: "spec.values.meshConfig: want names with values below it",
 	} {
 		istio := istioOf(values)
@@ -107,15 +108,16 @@ func TestOtherFaultsLeaveAClaimAlone(t *testing.T) {
 func TestTheLastClaimCountsWhileSelectorsCannotBeRead(t *testing.T) {
 	const typo = `{"meshConfig":{"discoverySelectors":[{"matchLabels":{"d":"m"}},{"matchLabel":{"e":"m"}}]}}`
 	for _, c := range []struct {
-		name, was   string // the revision's values
-		app, system mesh.ID
+		name, now, was string // the values of the Istio and of its revision
+		app            mesh.ID
 	}{
-		{"the revision has the selector", selecting("d", "m"), "", ""},
-		{"the revision has the typo, too", typo, "", ""},
-		{"the revision had every namespace", `{}`, "", ""},
-		{"the revision says nothing that can be read", `{"meshConfig":{"discoverySelector":[]}}`, "n", ""},
+		{"the revision has the selector", typo, selecting("d", "m"), ""},
+		{"an operator is none", `{"meshConfig":{"discoverySelectors":[{"matchExpressions":[{"key":"d","operator":"Has"}]}]}}`, selecting("d", "m"), ""},
+		{"the revision has the typo, too", typo, typo, ""},
+		{"the revision had every namespace", typo, `{}`, ""},
+		{"the revision says nothing that can be read", typo, `{"meshConfig":{"discoverySelector":[]}}`, "n"},
 	} {
-		istio, younger := istioOf(typo), istioOf(`{"meshConfig":{"discoverySelectors":[{"matchLabels":{"f":"n"}}]}}`)
+		istio, younger := istioOf(c.now), istioOf(`{"meshConfig":{"discoverySelectors":[{"matchLabels":{"f":"n"}}]}}`)
 		istio.UID, istio.CreationTimestamp, younger.Name, younger.Spec.Namespace = "m", metav1.Unix(1, 0), "n", "sys-n"
 		younger.CreationTimestamp = metav1.Unix(2, 0)
 		rev := revisionOf("m", "sys")
@@ -128,7 +130,7 @@ func TestTheLastClaimCountsWhileSelectorsCannotBeRead(t *testing.T) {
 			want mesh.ID
 		}{
 			{mesh.Namespace{Name: "app", Labels: both}, c.app},
-			{mesh.Namespace{Name: "sys", Labels: both}, c.system},
+			{mesh.Namespace{Name: "sys", Labels: both}, ""},
 			{mesh.Namespace{Name: "held", Labels: map[string]string{"f": "n"}, Holder: "m"}, "m"},
 			{mesh.Namespace{Name: "theirs", Labels: both, Holder: "n"}, "n"},
 		} {

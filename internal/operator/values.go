@@ -191,7 +191,9 @@ func discoverySelectors(values map[string]any) (out []mesh.Selector, faults []er
 		var l metav1.LabelSelector
 		j, err := json.Marshal(item)
 		if err == nil && len(wrong) == 0 {
-			err = json.Unmarshal(j, &l)
+			if err = json.Unmarshal(j, &l); err == nil {
+				err = selectorOf(l).Validate()
+			}
 		}
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", at, err))
