@@ -3,7 +3,6 @@
 package mesh
 
 import (
-	"fmt"
 	"strings"
 )
 
@@ -72,14 +71,4 @@ type Identity struct {
 // String returns the SPIFFE URI, spiffe://<trust domain>/ns/<namespace>/sa/<service account>.
 func (i Identity) String() string {
 	return "spiffe://" + i.TrustDomain + "/ns/" + i.Namespace + "/sa/" + i.ServiceAccount
-}
-
-// ParseIdentity reads the URI that String writes; anything else is an error.
-func ParseIdentity(uri string) (Identity, error) {
-	rest, ok := strings.CutPrefix(uri, "spiffe://")
-	parts := strings.Split(rest, "/")
-	if !ok || len(parts) != 5 || parts[0] == "" || parts[1] != "ns" || parts[2] == "" || parts[3] != "sa" || parts[4] == "" {
-		return Identity{}, fmt.Errorf("identity %q is not of the form spiffe://TRUSTDOMAIN/ns/NAMESPACE/sa/SERVICEACCOUNT", uri)
-	}
-	return Identity{TrustDomain: parts[0], Namespace: parts[2], ServiceAccount: parts[4]}, nil
 }
