@@ -167,7 +167,7 @@ func (p *plane) start(ctx context.Context) error {
 	}
 	d := &debug{options: p.Options, pipeline: pipeline, meters: g.Meters}
 	admission := &clients{rejected: refused.rejected, gate: p.gate, pipeline: pipeline, debug: d}
-	server = xds.NewServer(xds.Options{Log: p.Log, Types: served, Admit: admission.admit, ControlPlane: p.identifier()})
+	server = xds.NewServer(xds.Options{Log: p.Log, Types: pushOrder, Admit: admission.admit, ControlPlane: p.identifier()})
 	d.server = server
 	p.labelled.MustRegister(&metrics{
 		options: p.Options, began: time.Now(), server: server, meters: g.Meters, members: members, signerEnd: authority.NotAfter,

@@ -77,7 +77,7 @@ func (d *debug) answer(typeURL string, names []string) ([]xds.Resource, error) {
 		_, body := d.page(names[0])
 		return []xds.Resource{xds.Raw(debugURL, names[0], body)}, nil
 	default:
-		if slices.ContainsFunc(served, func(t xds.TypeRule) bool { return t.URL == typeURL }) {
+		if slices.ContainsFunc(pushOrder, func(t xds.TypeRule) bool { return t.URL == typeURL }) {
 			return nil, nil // of these the groups are all that there is
 		}
 		return nil, status.Errorf(codes.InvalidArgument, "type %q is not served here", typeURL)

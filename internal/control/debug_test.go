@@ -87,7 +87,7 @@ func newHall(t *testing.T) *hall {
 	}
 	d := &debug{options: o, pipeline: h.Pipeline, meters: h.graph.Meters}
 	h.admission = &clients{rejected: func(_ context.Context, r rejection) { h.rejected <- r }, gate: h.gate, pipeline: h.Pipeline, debug: d}
-	h.server = xds.NewServer(xds.Options{Log: o.Log, Types: served, Admit: h.admission.admit, ControlPlane: o.identifier()})
+	h.server = xds.NewServer(xds.Options{Log: o.Log, Types: pushOrder, Admit: h.admission.admit, ControlPlane: o.identifier()})
 	d.server = h.server
 	h.debug.Store(d)
 	h.graph.OnPublish(func(rev graph.Rev) {

@@ -126,7 +126,7 @@ func newLab(t *testing.T, delta bool) *lab {
 		gate: gate, pipeline: l.Pipeline, debug: l.debug,
 		rejected: func(context.Context, rejection) {}, // seen in syncz
 	}
-	l.server = xds.NewServer(xds.Options{Log: options.Log, Types: served, Admit: admission.admit})
+	l.server = xds.NewServer(xds.Options{Log: options.Log, Types: pushOrder, Admit: admission.admit})
 	l.debug.server = l.server
 	l.graph.OnPublish(func(rev graph.Rev) {
 		var moved []string

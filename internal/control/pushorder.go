@@ -2,9 +2,17 @@ package control
 
 import "github.com/heddle-mesh/heddle/internal/xds"
 
-// served are the types that proxies may subscribe to, in the order in which a push sends them. An assignment follows its
+// Type URLs of what the pipeline makes.
+const (
+	clusterType    = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	assignmentType = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	listenerType   = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	routeType      = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+)
+
+// pushOrder are the types that proxies may subscribe to, in the order in which a push sends them. An assignment follows its
 // cluster whenever the cluster is sent: Envoy warms a changed cluster until it gets one, and does not ask.
-var served = []xds.TypeRule{
+var pushOrder = []xds.TypeRule{
 	{URL: clusterType, Wildcard: true, Order: 1},
 	{URL: assignmentType, Order: 2, ResendAfter: clusterType},
 	{URL: listenerType, Wildcard: true, Order: 3, Composed: true},

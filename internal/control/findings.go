@@ -1,0 +1,59 @@
+package control
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/resolve"
+)
+
+type findingKey struct {
+	About   mesh.Ref
+	Number  int    // in the object, in its own order
+	Message string // of what lies between objects
+}
+
+// Findings returns what is wrong with the objects of the mesh, in order of what they are about. Safe for concurrent use.
+func (p *Pipeline) Findings() []mesh.Finding {
+	var rows []graph.Row[findingKey, mesh.Finding]
+	for _, t := range p.findings {
+		rows = append(rows, t.All()...)
+	}
+	for _, f := range p.faults() {
+		found := p.unmade(f)
+		rows = append(rows, graph.Row[findingKey, mesh.Finding]{Key: findingKey{About: found.About, Message: found.Message}, Val: found})
+	}
+	slices.SortFunc(rows, func(a, b graph.Row[findingKey, mesh.Finding]) int {
+		return cmp.Or(a.Key.About.Compare(b.Key.About), cmp.Compare(a.Key.Number, b.Key.Number), cmp.Compare(a.Key.Message, b.Key.Message))
+	})
+	var out []mesh.Finding
+	for _, row := range rows {
+		out = append(out, row.Val)
+	}
+	return out
+}
+
+// unmade says which object a row is about that could not be made.
+func (p *Pipeline) unmade(f graph.Fault) mesh.Finding {
+	about := mesh.Ref{Kind: "Mesh", Name: string(p.id)}
+	service := func(k mesh.ServiceKey) {
+		if s, ok := p.tables.Services.Lookup(k); ok {
+			about = s.Ref
+		}
+	}
+	switch k := f.Key.(type) {
+	case resolve.ClusterKey:
+		service(k.Service)
+	case resolve.AssignmentKey:
+		service(k.Service)
+	case mesh.ServiceKey:
+		service(k)
+	}
+	why, _, _ := strings.Cut(f.Err.Error(), "\n")
+	return mesh.Finding{About: about, Reason: "NotMade", Message: fmt.Sprintf(
+		"proxies keep what they have, as its change can't be given to them: mend it, or a rule for it (%s)", why)}
+}

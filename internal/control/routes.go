@@ -1,0 +1,72 @@
+package control
+
+import (
+	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/render/envoy"
+	"github.com/heddle-mesh/heddle/internal/resolve"
+	"github.com/heddle-mesh/heddle/internal/xds"
+)
+
+// routes builds route configurations. Those of a port are put together of virtual hosts that are rendered once for all.
+func (p *Pipeline) routes(g *graph.Graph) {
+	t := &p.tables
+	hosts := graph.Derive(g, "hosts", t.Services, graph.TableOptions[resolve.Host]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.HostKey, resolve.Host)) {
+			resolve.Hosts(r, t, s, emit)
+		})
+	byPort := graph.NewIndex(hosts, "hosts.port", func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
+		return []resolve.PortKey{{Port: k.Port, Client: k.Client}}
+	})
+	distinct := graph.Derive(g, "hosts.distinct", hosts, graph.TableOptions[resolve.HostSpec]{},
+		func(_ *graph.Reader, _ resolve.HostKey, h resolve.Host, emit func(resolve.Content, resolve.HostSpec)) {
+			emit(h.ID, h.HostSpec)
+		})
+	rendered := graph.Derive(g, "rendered.hosts", distinct, freshFragment,
+		func(_ *graph.Reader, k resolve.Content, s resolve.HostSpec, emit func(resolve.Content, []xds.Fragment)) {
+			emit(k, fragments(virtualHosts, envoy.Host(s)))
+		})
+	catchAll := graph.Derive(g, "rendered.hosts.fixed", t.Config, freshFragment,
+		func(_ *graph.Reader, id mesh.ID, c mesh.Config, emit func(mesh.ID, []xds.Fragment)) {
+			emit(id, fragments(virtualHosts, envoy.CatchAll(resolve.ProxyOf(c))))
+		})
+	keys := graph.Derive(g, "routes.keys", hosts, graph.TableOptions[struct{}]{},
+		func(_ *graph.Reader, k resolve.HostKey, _ resolve.Host, emit func(resolve.RouteKey, struct{})) {
+			emit(resolve.RouteKey{Layer: resolve.Layer{Mesh: k.Service.Mesh, Namespace: k.Client}, Port: k.Port}, struct{}{})
+		})
+	specs := graph.Derive(g, "routes", keys, sameContent[resolve.RouteSpec](),
+		func(r *graph.Reader, k resolve.RouteKey, _ struct{}, emit func(resolve.RouteKey, resolve.RouteSpec)) {
+			emit(k, resolve.Route(r, byPort, k))
+		})
+	p.findings = append(p.findings, graph.Derive(g, "findings.hosts", specs, graph.TableOptions[mesh.Finding]{},
+		func(_ *graph.Reader, _ resolve.RouteKey, s resolve.RouteSpec, emit func(findingKey, mesh.Finding)) {
+			for _, l := range s.Lost {
+				f := l.Finding(s.Name)
+				emit(findingKey{About: f.About, Message: f.Message}, f)
+			}
+		}))
+	once(p, g, "routes", routeType, specs,
+		func(k resolve.RouteKey, s resolve.RouteSpec) place { return place{groupOf(k.Layer), s.Name} },
+		func(r *graph.Reader, s resolve.RouteSpec) xds.Resource {
+			var parts []xds.Fragment
+			for _, h := range s.Hosts {
+				f, _ := graph.Get(r, rendered, h)
+				if cut, ok := s.Cut[h]; ok {
+					f = fragments(virtualHosts, envoy.Host(cut))
+				}
+				parts = append(parts, f...)
+			}
+			last, _ := graph.Get(r, catchAll, p.id)
+			return compose(routeType, s.Name, strings.Join(s.Origins, ", "), envoy.Routes(s.Name), append(parts, last...))
+		})
+	sniffed := graph.Derive(g, "routes.sniffed", t.Services, graph.TableOptions[resolve.SniffedSpec]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ListenerKey, resolve.SniffedSpec)) {
+			resolve.Sniffed(r, t, s, emit)
+		})
+	p.place(routeType, graph.Derive(g, "rendered.routes.sniffed", sniffed, sealedOnce,
+		func(_ *graph.Reader, k resolve.ListenerKey, s resolve.SniffedSpec, emit func(place, xds.Resource)) {
+			emit(place{groupOf(k.Layer), s.Name}, seal(routeType, s.Name, s.Host.Origin, envoy.Sniffed(s)))
+		}))
+}
