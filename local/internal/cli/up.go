@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -202,12 +203,18 @@ func build(ctx context.Context, inst instance.Instance, checkout string, names [
 		Progress: func(line string) { say.line("    %s", line) },
 	}
 	if len(names) == 0 {
-		o.Images = []string{"pause", "coredns", "curl", "httpbin", "steady"}
-		for _, own := range []struct{ image, program string }{{"heddle", "heddle"}, {"proxy", "heddle-node"}} {
-			if _, err := os.Stat(filepath.Join(checkout, "bin", own.program)); err == nil {
-				o.Images = append(o.Images, own.image)
-			}
+		all, err := image.Names()
+		if err != nil {
+			return cluster.Images{}, err
 		}
+		programs := map[string]string{"heddle": "heddle", "proxy": "heddle-node"}
+		o.Images = slices.DeleteFunc(all, func(name string) bool {
+			if programs[name] == "" {
+				return false
+			}
+			_, err := os.Stat(filepath.Join(checkout, "bin", programs[name]))
+			return err != nil
+		})
 	}
 	if _, err := image.Build(ctx, o); err != nil {
 		return cluster.Images{}, err

@@ -55,6 +55,15 @@ func Build(ctx context.Context, o Options) ([]Built, error) {
 	return t.build(ctx, o)
 }
 
+// Names returns the keys of images.yaml, sorted.
+func Names() ([]string, error) {
+	t, err := parse(local.Images)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(t.Images)), nil
+}
+
 func (t *table) build(ctx context.Context, o Options) ([]Built, error) {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
@@ -139,6 +148,9 @@ func (s imageSpec) assemble(layers map[string]v1.Layer) (v1.Image, error) {
 	cf.Config = v1.Config{
 		User: s.User, Entrypoint: s.Entrypoint, Cmd: s.Cmd, WorkingDir: s.Directory,
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
+		cf.Config.Env = append(cf.Config.Env, name+"="+s.Env[name])
 	}
 	for _, p := range s.Ports {
 		if cf.Config.ExposedPorts == nil {

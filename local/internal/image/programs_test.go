@@ -39,10 +39,10 @@ func TestProgramsRun(t *testing.T) {
 		command []string
 		want    string
 	}{
-		{"docker.io/curlimages/curl:latest", []string{"/entrypoint.sh", "--version"}, "curl 7"},
-		{"docker.io/curlimages/curl:latest", []string{"/entrypoint.sh", "curl", "--version"}, "curl 7"},
-		{"docker.io/curlimages/curl:latest", []string{"/entrypoint.sh", "sh", "-c", "whoami"}, "curl_user"},
-		{"docker.io/curlimages/curl:latest", []string{"/bin/sleep", "0"}, ""},
+		{"docker.io/curlimages/curl:", []string{"/entrypoint.sh", "--version"}, "curl 7"},
+		{"docker.io/curlimages/curl:", []string{"/entrypoint.sh", "curl", "--version"}, "curl 7"},
+		{"docker.io/curlimages/curl:", []string{"/entrypoint.sh", "sh", "-c", "whoami"}, "curl_user"},
+		{"docker.io/curlimages/curl:", []string{"/bin/sleep", "0"}, ""},
 		{"registry.heddle.dev/proxy:", []string{"/usr/sbin/nft", "--version"}, "nftables v"},
 		{"registry.heddle.dev/proxy:", []string{"/usr/local/bin/envoy", "--version"}, "1.40.0"},
 		{"registry.heddle.dev/proxy:", []string{"/usr/local/bin/pilot-agent", "-h"}, ""},

@@ -46,13 +46,14 @@ type fileSpec struct {
 }
 
 type imageSpec struct {
-	Refs       []string `json:"refs"`
-	Layers     []string `json:"layers"`
-	User       string   `json:"user"`
-	Directory  string   `json:"directory"`
-	Entrypoint []string `json:"entrypoint"`
-	Cmd        []string `json:"cmd"`
-	Ports      []string `json:"ports"`
+	Refs       []string          `json:"refs"`
+	Layers     []string          `json:"layers"`
+	User       string            `json:"user"`
+	Directory  string            `json:"directory"`
+	Env        map[string]string `json:"env"`
+	Entrypoint []string          `json:"entrypoint"`
+	Cmd        []string          `json:"cmd"`
+	Ports      []string          `json:"ports"`
 }
 
 func parse(b []byte) (*table, error) {

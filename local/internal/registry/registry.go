@@ -62,7 +62,8 @@ type descriptor struct {
 	Annotations map[string]string `json:"annotations"`
 }
 
-// find returns the manifest that a repository has under a tag or digest, or nothing.
+// find returns the manifest that a repository has under a tag or digest, or nothing. The tag * stands for each that the
+// repository does not have.
 func find(dir, name, reference string) (descriptor, error) {
 	var index struct{ Manifests []descriptor }
 	b, err := os.ReadFile(filepath.Join(dir, "index.json"))
@@ -72,13 +73,17 @@ func find(dir, name, reference string) (descriptor, error) {
 	if err != nil {
 		return descriptor{}, fmt.Errorf("read image layout: %w", err)
 	}
+	var other descriptor
 	for _, d := range index.Manifests {
 		ref := d.Annotations["org.opencontainers.image.ref.name"]
 		if ref == name+":"+reference || d.Digest == reference && strings.HasPrefix(ref, name+":") {
 			return d, nil
 		}
+		if ref == name+":*" && !strings.HasPrefix(reference, "sha256:") {
+			other = d
+		}
 	}
-	return descriptor{}, nil
+	return other, nil
 }
 
 func serve(w http.ResponseWriter, r *http.Request, dir string, d descriptor) {

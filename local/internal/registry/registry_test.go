@@ -108,6 +108,39 @@ func TestPull(t *testing.T) {
 	}
 }
 
+func TestAnyTag(t *testing.T) {
+	dir := t.TempDir()
+	any, one := add(t, dir, "docker.io/istio/sample:*"), add(t, dir, "docker.io/istio/sample:1.0")
+	server := httptest.NewServer(registry.Handler(dir))
+	defer server.Close()
+	docker := remote.WithTransport(mirror{"docker.io"})
+	anyDigest, err := any.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]v1.Image{
+		"istio/sample": any, "istio/sample:1.20.3": any, "istio/sample@" + anyDigest.String(): any,
+		"istio/sample:1.0": one, // which has a name of its own
+		"istio/samples":    nil, "istio/sample/v1": nil, "istio/sample@sha256:" + strings.Repeat("0", 64): nil,
+	} {
+		img, err := pull(t, server, ref, docker)
+		if want == nil {
+			if err == nil {
+				t.Errorf("%s is there", ref)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", ref, err)
+			continue
+		}
+		got, err := img.Digest()
+		if wanted, err2 := want.Digest(); err != nil || err2 != nil || got != wanted {
+			t.Errorf("%s: %v, want %v (%v, %v)", ref, got, wanted, err, err2)
+		}
+	}
+}
+
 func TestNewImageIsServedAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	add(t, dir, "example.org/a:1")
