@@ -53,13 +53,13 @@ generate: ## deep copies, our CRDs, and Istio's CRDs from the pinned istio.io/ap
 	go generate ./...
 
 lint: ## formatting, vet, staticcheck, and whether what is generated is up to date
-	@test -z "$$($(TOOL) gofumpt -l cmd internal api local/cmd local/internal 2>/dev/null | tee /dev/stderr)" || { echo "run: make fmt"; exit 1; }
+	@test -z "$$($(TOOL) gofumpt -l cmd internal api samples local/cmd local/internal 2>/dev/null | tee /dev/stderr)" || { echo "run: make fmt"; exit 1; }
 	go vet -tags e2e ./...
 	$(TOOL) staticcheck -tags e2e ./...
 	@go generate ./... && git diff --exit-code --stat -- api internal/operator/crds || { echo "generated files were stale; commit what make generate wrote"; exit 1; }
 
 fmt:
-	$(TOOL) gofumpt -w cmd internal api local/cmd local/internal
+	$(TOOL) gofumpt -w cmd internal api samples local/cmd local/internal
 
 e2e: build peers ## needs root: network namespaces, Envoy, a cluster of the instance `test`
 	scripts/e2e.sh

@@ -39,6 +39,7 @@ var mayImport = map[string]string{
 	"internal/console":         "internal/mesh",
 	"internal/cli":             "internal/kube internal/operator internal/xds internal/mesh internal/judge internal/inject api internal/ingest internal/resolve internal/render",
 	"internal/meshtest":        "api internal",
+	"samples":                  "",
 	"internal/law":             "",
 	"scripts":                  "",
 	"cmd/heddle":               "internal/cli internal/control internal/operator internal/console internal/obs",
