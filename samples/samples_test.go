@@ -4,7 +4,6 @@ package samples
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -26,7 +25,7 @@ import (
 	"strings"
 	"testing"
 
-	compare "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -102,7 +101,7 @@ func TestManifestsAreTaken(t *testing.T) {
 			case judge.Serves(gvk):
 				n["judged"]++
 				v, err := judge.Object(o.raw, "istio-system")
-				if err := cmp.Or(err, v.Err()); err != nil {
+				if err := errors.Join(err, v.Err()); err != nil {
 					t.Errorf("%s: %s: %v", file, o, err)
 				}
 			case gvk.Group == "gateway.networking.k8s.io": // whose types nothing here has
@@ -177,7 +176,7 @@ func TestObjectsAreTheDocuments(t *testing.T) {
 				return out
 			}
 			want, got := byName(theirs), byName(".")
-			if diff := compare.Diff(want, got); diff != "" {
+			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%s (-Istio's +ours):\n%s", file, diff)
 			}
 			same += len(got)
@@ -253,7 +252,10 @@ func TestImagesAreServed(t *testing.T) {
 			if registry, _, _ := strings.Cut(repository, "/"); !strings.Contains(registry, ".") {
 				repository = "docker.io/" + repository
 			}
-			if !served[repository+":"+cmp.Or(tag, "latest")] && !served[repository+":*"] {
+			if tag == "" {
+				tag = "latest"
+			}
+			if !served[repository+":"+tag] && !served[repository+":*"] {
 				t.Errorf("%s names %s, which images.yaml does not have", file, m[1])
 			}
 		}
@@ -279,7 +281,7 @@ func TestGeneratedHelloworldIsTheSample(t *testing.T) {
 		for _, o := range []object{got[i], want[i]} {
 			remove(o.Object, strings.Split("spec.template.spec.containers.0.image", "."))
 		}
-		if diff := compare.Diff(want[i].Object, got[i].Object); diff != "" {
+		if diff := cmp.Diff(want[i].Object, got[i].Object); diff != "" {
 			t.Errorf("(-sample +generated):\n%s", diff)
 		}
 	}

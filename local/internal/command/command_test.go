@@ -48,6 +48,27 @@ func TestRewrite(t *testing.T) {
 	}
 }
 
+// The documents' addresses lead to samples of this checkout.
+func TestDocumentsAddressesAreHere(t *testing.T) {
+	const checkout = "../../.."
+	for _, release := range []string{
+		"https://raw.githubusercontent.com/istio/istio/release-1.26/", "https://raw.githubusercontent.com/istio/istio/refs/heads/master/",
+		"https://raw.githubusercontent.com/openshift-service-mesh/istio/release-1.24/", "https://raw.githubusercontent.com/openshift-service-mesh/istio/refs/heads/master/",
+	} {
+		for _, sample := range []string{
+			"samples/bookinfo/platform/kube/bookinfo.yaml", "samples/bookinfo/platform/kube/bookinfo-versions.yaml",
+			"samples/bookinfo/networking/bookinfo-gateway.yaml", "samples/bookinfo/gateway-api/bookinfo-gateway.yaml",
+			"samples/curl/curl.yaml", "samples/sleep/sleep.yaml", "samples/httpbin/httpbin.yaml", "samples/extauthz/ext-authz.yaml",
+			"samples/helloworld/helloworld.yaml", "samples/helloworld/helloworld-gateway.yaml", "samples/jwt-server/jwt-server.yaml",
+		} {
+			want := filepath.Join(checkout, sample)
+			if got := Rewrite([]string{"apply", "-f", release + sample}, checkout); got[2] != want {
+				t.Errorf("%s%s: %s", release, sample, got[2])
+			}
+		}
+	}
+}
+
 func TestPrepareChoosesKubeconfig(t *testing.T) {
 	const ours = "/state/kubeconfig"
 	for _, tt := range []struct {
