@@ -36,7 +36,7 @@ const mostBody = 1 << 20 // bytes of another service's answer, or of a request, 
 
 // newClient makes a connection for each request, so that each is balanced anew: whoever looks at the page sees the weights.
 func newClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment}}
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
 // get asks for JSON within limit. The status is 0 where there was no answer; the error says why the body is no JSON of a 200.

@@ -111,7 +111,7 @@ func (p *productpage) ask(r *http.Request, service, address, id string, tries in
 	}
 	for range tries {
 		var err error
-		if status, body, err = get(r.Context(), p.client, address+url.PathEscape(id), header.Clone(), patience); err == nil {
+		if status, body, err = get(r.Context(), p.client, address+url.PathEscape(id), header, patience); err == nil {
 			break
 		}
 		log.Printf("productpage: unable to contact %s: %v", service, err)
@@ -160,16 +160,9 @@ func shown(status int, body json.RawMessage, out any) int {
 	return status
 }
 
-func (p *productpage) index(w http.ResponseWriter, _ *http.Request) { render(w, indexTemplate, p) }
-
-// Details, Reviews and Ratings are the addresses that the first page lists.
-func (p *productpage) Details() string { return p.details }
-
-// Reviews is the address of reviews.
-func (p *productpage) Reviews() string { return p.reviews }
-
-// Ratings is the address of ratings, which reviews asks.
-func (p *productpage) Ratings() string { return p.ratings }
+func (p *productpage) index(w http.ResponseWriter, _ *http.Request) {
+	render(w, indexTemplate, struct{ Details, Reviews, Ratings string }{p.details, p.reviews, p.ratings})
+}
 
 func render(w http.ResponseWriter, t *template.Template, data any) {
 	var page strings.Builder

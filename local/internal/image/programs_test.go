@@ -24,7 +24,7 @@ func TestProgramsRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Root: root, Cache: "/var/cache/heddle-local", Layout: t.TempDir(), Images: []string{"curl", "proxy", "heddle", "httpbin"}}
+	o := Options{Root: root, Cache: "/var/cache/heddle-local", Layout: t.TempDir(), Images: []string{"curl", "proxy", "heddle", "httpbin", "httpbin-python", "ratings-v1", "ext-authz"}}
 	built, err := Build(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -48,6 +48,10 @@ func TestProgramsRun(t *testing.T) {
 		{"registry.heddle.dev/proxy:", []string{"/usr/local/bin/pilot-agent", "-h"}, ""},
 		{"registry.heddle.dev/heddle:", []string{"/usr/local/bin/heddle", "--help"}, "heddle"},
 		{"docker.io/mccutchen/go-httpbin:v2.15.0", []string{"/bin/go-httpbin", "-h"}, "port"},
+		{"docker.io/kong/httpbin:", []string{"/bin/sh", "-c", "gunicorn --access-logfile - -b 0.0.0.0:99999 httpbin:app || true"}, "address 99999: invalid port"},
+		{"docker.io/istio/examples-bookinfo-ratings-v1:", []string{"/usr/bin/curl", "--version"}, "curl 7"},
+		{"docker.io/istio/examples-bookinfo-ratings-v1:", []string{"/bin/sh", "-c", "/usr/local/bin/samples bookinfo || true"}, "there are productpage"},
+		{"gcr.io/istio-testing/ext-authz:", []string{"/usr/local/bin/extauthz", "-h"}, "allow_service_account"},
 	} {
 		dir, ok := unpacked[c.image]
 		if !ok {
@@ -56,7 +60,7 @@ func TestProgramsRun(t *testing.T) {
 			unpacked[c.image] = dir
 		}
 		cmd := exec.CommandContext(t.Context(), c.command[0], c.command[1:]...)
-		cmd.Env, cmd.Dir = []string{"PATH=/usr/bin:/bin"}, "/"
+		cmd.Env, cmd.Dir = []string{"PATH=/usr/local/bin:/usr/bin:/bin"}, "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir, Credential: &syscall.Credential{Uid: 100, Gid: 101}}
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
