@@ -138,9 +138,12 @@ var left = map[string]string{
 
 // other are fields in which objects here differ from Istio's, and why.
 var other = map[string][]string{
-	"sleep/sleep.yaml Deployment sleep":                     {"spec.template.spec.containers.0.image"},                                          // a short name and no tag, as in releases until 1.24
-	"extauthz/local-ext-authz.yaml Deployment httpbin":      {"spec.template.spec.containers.0.command", "spec.template.spec.containers.0.env"}, // of another httpbin: this one has no gunicorn
-	"jwt-server/jwt-server.yaml Secret jwt-cert-key-secret": {"stringData"},                                                                     // a certificate of our own
+	// A short name and no tag, as in releases until 1.24.
+	"sleep/sleep.yaml Deployment sleep": {"spec.template.spec.containers.0.image"},
+	// Istio's is of another httpbin, which this image is not.
+	"extauthz/local-ext-authz.yaml Deployment httpbin": {"spec.template.spec.containers.0.command", "spec.template.spec.containers.0.env"},
+	// A certificate of our own.
+	"jwt-server/jwt-server.yaml Secret jwt-cert-key-secret": {"stringData"},
 }
 
 // Documents' commands find by name, label, port and image what they find with Istio's own samples.
