@@ -20,12 +20,14 @@ func tcpEcho(ctx context.Context, args []string) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for port := range strings.SplitSeq(args[0], ",") {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", ":"+port)
-		if err != nil {
-			return err
-		}
-		log.Printf("listening on %s, prefix: %s", l.Addr(), args[1])
-		group.Go(func() error { return echo(ctx, l, args[1]) })
+		group.Go(func() error {
+			l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", ":"+port)
+			if err != nil {
+				return err
+			}
+			log.Printf("listening on %s, prefix: %s", l.Addr(), args[1])
+			return echo(ctx, l, args[1])
+		})
 	}
 	return group.Wait()
 }
@@ -39,7 +41,7 @@ func echo(ctx context.Context, l net.Listener, prefix string) error {
 	context.AfterFunc(ctx, func() { l.Close() })
 	for {
 		c, err := l.Accept()
-		if ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
 			return nil
 		} else if err != nil {
 			return err
