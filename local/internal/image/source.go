@@ -49,7 +49,7 @@ func (b *builder) layer(ctx context.Context, name string) (*blob, map[string]str
 	for p, program := range spec.Binaries {
 		programs[p] = filepath.Join(b.Root, "bin", program)
 		if err := static(programs[p]); err != nil {
-			return nil, nil, fmt.Errorf("%w: run make build", err)
+			return nil, nil, fmt.Errorf("%w: run make build; what is in bin/peer, scripts/peers.sh builds by name", err)
 		}
 	}
 	for p, pkg := range spec.Go {
