@@ -13,7 +13,7 @@ KUBE_LD   := -X $(KUBE_PKG).gitVersion=$(KUBE) -X $(KUBE_PKG).gitMajor=1 -X $(KU
 TOOL      := go tool -modfile=tools/go.mod
 INSTANCE  ?= demo
 
-.PHONY: all deps build demo down test unit lint fmt fuzz generate e2e peers dev clean
+.PHONY: all deps build demo down test unit lint fmt fuzz generate e2e bench-istiod peers dev clean
 
 all: build
 
@@ -68,6 +68,9 @@ dev: build ## after a change: new images, new operator, new control planes, and 
 	bin/heddle-local load --instance $(INSTANCE)
 	KUBECONFIG=$$(bin/heddle-local kubeconfig --instance $(INSTANCE)) bin/heddle install operator
 	bin/heddle-local kubectl --instance $(INSTANCE) logs -A -l app=istiod -f --prefix --tail=20
+
+bench-istiod: deps build ## Heddle and an unmodified istiod side by side, on a cluster of its own: about 15 minutes; writes docs/bench-istiod.md
+	scripts/bench-istiod.sh $(BENCH_FLAGS)
 
 peers: ## unmodified Istio tools, built for tests and comparisons only
 	@scripts/peers.sh
