@@ -34,7 +34,7 @@ type Options struct {
 	Root     string            // the checkout: bin/ has our programs, local/ the module
 	Cache    string            // downloads and built programs; kept over clusters
 	Layout   string            // the OCI layout, made if missing
-	Images   []string          // keys of images.yaml; none means all. Others in the layout are left as they are
+	Images   []string          // keys of images.yaml; none means Names. Others in the layout are left as they are
 	Progress func(line string) // told what takes long, from several goroutines; may be nil
 }
 
@@ -55,13 +55,17 @@ func Build(ctx context.Context, o Options) ([]Built, error) {
 	return t.build(ctx, o)
 }
 
-// Names returns the keys of images.yaml, sorted.
+// Names returns the keys of the images that every cluster has, sorted.
 func Names() ([]string, error) {
 	t, err := parse(local.Images)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Sorted(maps.Keys(t.Images)), nil
+	return t.names(), nil
+}
+
+func (t *table) names() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(t.Images)), func(name string) bool { return t.Images[name].Asked })
 }
 
 func (t *table) build(ctx context.Context, o Options) ([]Built, error) {
@@ -70,7 +74,7 @@ func (t *table) build(ctx context.Context, o Options) ([]Built, error) {
 	}
 	names := o.Images
 	if len(names) == 0 {
-		names = slices.Sorted(maps.Keys(t.Images))
+		names = t.names()
 	}
 	var wanted []string
 	for _, name := range names {

@@ -31,6 +31,7 @@ layers:
   tool: {binaries: {/usr/local/bin/tool: tool}, links: {/usr/local/bin/alias: tool}}
 images:
   plain: {refs: ["example.org/plain:1"], layers: [base]}
+  peer: {refs: ["example.org/peer:1"], layers: [base], asked: true}
   tool:
     refs: ["example.org/tool:{version}-{digest}", "example.org/tool:{version}"]
     layers: [base, tool]

@@ -54,6 +54,7 @@ type imageSpec struct {
 	Entrypoint []string          `json:"entrypoint"`
 	Cmd        []string          `json:"cmd"`
 	Ports      []string          `json:"ports"`
+	Asked      bool              `json:"asked"` // made only if it is asked for by name
 }
 
 func parse(b []byte) (*table, error) {
