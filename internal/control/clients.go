@@ -37,6 +37,22 @@ const (
 	maxLabels  = 64 << 10 // bytes of LABELS that are read, and of POD_PORTS
 )
 
+// name is what istioctl calls the proxy: POD.NAMESPACE, of which each cluster may have one.
+func (c *client) name() string { return c.workload.Name + "." + c.workload.Namespace }
+
+// session names the streams of a proxy, by its cluster too.
+func session(k mesh.WorkloadKey) string {
+	return string(k.Cluster) + "/" + k.Name + "." + k.Namespace // no name of a pod has a slash
+}
+
+func sessions(ks []mesh.WorkloadKey) []string {
+	var out []string
+	for _, k := range ks {
+		out = append(out, session(k))
+	}
+	return out
+}
+
 // clients admits proxies to xDS and keeps each in the groups that it should hold.
 type clients struct {
 	rejected func(ctx context.Context, r rejection) // told of each response that a proxy would not take
@@ -81,22 +97,21 @@ func (s *clients) enter(ctx context.Context, call *identity.Call, h xds.Hello) (
 	said := clientOf(caller, h.Node)
 	c := newClient(caller, h.Node, said.Workload)
 	s.pipeline.Connect(ctx, said)
-	id := call.Node.Name()
 	return &xds.Session{
-		ID: id, Meta: c, Ask: ask,
+		ID: session(c.workload), Meta: c, Ask: ask,
 		Groups:  func() ([]xds.Group, xds.Group) { return s.pipeline.Groups(c.workload) },
 		Confirm: func() error { return s.confirm(caller) },
-		OnNack:  s.onNack(ctx, id),
+		OnNack:  s.onNack(ctx, c),
 	}, nil
 }
 
 // onNack is xds.Session.OnNack of one stream. A proxy that asks again for what it rejects must not write our log.
-func (s *clients) onNack(ctx context.Context, id string) func(typeURL, version, detail string, origins []string) {
+func (s *clients) onNack(ctx context.Context, c *client) func(typeURL, version, detail string, origins []string) {
 	var told pace // by type
 	return func(typeURL, version, detail string, origins []string) {
 		untold, tell := told.allow(typeURL, time.Now())
 		s.rejected(ctx, rejection{
-			client: id, typeURL: typeURL, version: version, detail: detail, origins: origins, quiet: !tell, untold: untold,
+			client: c.name(), cluster: c.workload.Cluster, typeURL: typeURL, version: version, detail: detail, origins: origins, quiet: !tell, untold: untold,
 		})
 	}
 }

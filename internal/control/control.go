@@ -155,8 +155,8 @@ func (p *plane) start(ctx context.Context) error {
 	config.feed(pipeline.Sources)
 
 	var server *xds.Server
-	members := newMembers(ctx, p.Log, p.cluster, g, pipeline.Sources, authority.Roots(), func(namespace string) {
-		server.Close(inNamespace(namespace), errLeft(namespace, p.Mesh))
+	members := newMembers(ctx, p.Log, p.cluster, g, pipeline.Sources, authority.Roots(), func(k mesh.NamespaceKey) {
+		server.Close(inNamespace(k), errLeft(k.Name, p.Mesh))
 	})
 	pods := newPods(pipeline)
 	refused := newRefusals(p.Log, p.labelled, events)
@@ -178,11 +178,7 @@ func (p *plane) start(ctx context.Context) error {
 		if uids := gonePods(pipeline.Sources.Pods.Changed(), members); uids != nil {
 			server.Close(ofPods(uids), errDeleted)
 		}
-		var moved []string
-		for _, k := range pipeline.Moved() {
-			moved = append(moved, k.Name+"."+k.Namespace)
-		}
-		server.Publish(uint64(rev), pipeline.Changes(), moved...)
+		server.Publish(uint64(rev), pipeline.Changes(), sessions(pipeline.Moved())...)
 		pods.wake()
 		server.Partial(len(members.awaited.All()) > 0) // after what was awaited is published
 	})
@@ -314,10 +310,10 @@ func (h home) Tokens(id mesh.ClusterID) (identity.TokenChecker, bool) {
 	return h.cluster, id == h.cluster.ID
 }
 
-func inNamespace(namespace string) func(*xds.Session) bool {
+func inNamespace(k mesh.NamespaceKey) func(*xds.Session) bool {
 	return func(s *xds.Session) bool {
 		c, ok := s.Meta.(*client)
-		return ok && c.caller.Identity.Namespace == namespace
+		return ok && c.caller.Cluster == k.Cluster && c.caller.Identity.Namespace == k.Name
 	}
 }
 

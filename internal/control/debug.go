@@ -68,8 +68,12 @@ func (d *debug) answer(typeURL string, names []string) ([]xds.Resource, error) {
 		if len(names) != 1 {
 			return nil, status.Errorf(codes.InvalidArgument, "%s takes one name, POD.NAMESPACE", configDumpURL)
 		}
-		id, _, _ := strings.Cut(names[0], "?")
-		messages = d.configDump(id)
+		proxyID, _, _ := strings.Cut(names[0], "?")
+		if id, why := d.session(proxyID); id != "" {
+			messages = d.configDump(id)
+		} else if why != notConnected { // of which an empty answer tells, as istioctl goes on to the next replica
+			return nil, status.Error(codes.InvalidArgument, why)
+		}
 	case debugURL:
 		if len(names) != 1 {
 			return nil, status.Errorf(codes.InvalidArgument, "%s takes one name, a debug path such as syncz", debugURL)
@@ -114,7 +118,7 @@ func syncStatus(c xds.ClientStatus) *statusv3.ClientConfig {
 		"NAMESPACE":     structpb.NewStringValue(meta.caller.Identity.Namespace),
 		"ISTIO_VERSION": structpb.NewStringValue(meta.version),
 	}
-	out := &statusv3.ClientConfig{Node: &corev3.Node{Id: c.Session.ID, Metadata: &structpb.Struct{Fields: fields}}}
+	out := &statusv3.ClientConfig{Node: &corev3.Node{Id: meta.name(), Metadata: &structpb.Struct{Fields: fields}}}
 	for _, t := range c.Types {
 		x := &statusv3.ClientConfig_GenericXdsConfig{TypeUrl: t.URL, ConfigStatus: configStatus[t.Sync]}
 		if !t.Updated.IsZero() {
@@ -128,11 +132,28 @@ func syncStatus(c xds.ClientStatus) *statusv3.ClientConfig {
 	return out
 }
 
-// configDump returns the parts of Envoy's ConfigDump as this plane has sent them; nil for a proxy that is not connected.
-func (d *debug) configDump(id string) []proto.Message {
-	if !slices.ContainsFunc(d.proxies(), func(c xds.ClientStatus) bool { return c.Session.ID == id }) {
-		return nil
+// session returns the id of the streams of a proxy, or why there is none that is meant.
+func (d *debug) session(proxyID string) (id, why string) {
+	var ids []string
+	for _, c := range d.proxies() { // by id
+		if c.Session.ID == proxyID {
+			return proxyID, ""
+		}
+		if c.Session.Meta.(*client).name() == proxyID {
+			ids = append(ids, c.Session.ID)
+		}
 	}
+	switch ids = slices.Compact(ids); len(ids) {
+	case 0:
+		return "", notConnected
+	case 1:
+		return ids[0], ""
+	}
+	return "", fmt.Sprintf("%s is in several clusters: name one of %s", proxyID, strings.Join(ids, ", "))
+}
+
+// configDump returns the parts of Envoy's ConfigDump as this plane has sent them.
+func (d *debug) configDump(id string) []proto.Message {
 	clusters, listeners, routes := &adminv3.ClustersConfigDump{}, &adminv3.ListenersConfigDump{}, &adminv3.RoutesConfigDump{}
 	for _, r := range d.server.Resources(id, clusterType) {
 		clusters.DynamicActiveClusters = append(clusters.DynamicActiveClusters, &adminv3.ClustersConfigDump_DynamicCluster{VersionInfo: r.Version, Cluster: r.Any()})
@@ -207,7 +228,7 @@ func (d *debug) syncz(url.Values) (any, int) {
 	for _, c := range d.proxies() {
 		meta := c.Session.Meta.(*client)
 		r := row{
-			ClusterID: string(meta.caller.Cluster), Proxy: c.Session.ID, ProxyType: meta.proxyType,
+			ClusterID: string(meta.caller.Cluster), Proxy: meta.name(), ProxyType: meta.proxyType,
 			ProxyVersion: meta.version, IstioVersion: meta.version,
 		}
 		for _, t := range c.Types {
@@ -238,20 +259,20 @@ func (d *debug) connections(url.Values) (any, int) {
 	}
 	rows := []row{}
 	for _, c := range d.proxies() {
-		rows = append(rows, row{c.Session.ID, c.Connected.UTC().Format("2006-01-02T15:04:05Z")})
+		rows = append(rows, row{c.Session.Meta.(*client).name(), c.Connected.UTC().Format("2006-01-02T15:04:05Z")})
 	}
 	return map[string]any{"totalClients": len(rows), "clients": rows}, http.StatusOK
 }
 
 func (d *debug) configDumpPage(q url.Values) (any, int) {
-	id := q.Get("proxyID")
-	if id == "" {
+	if q.Get("proxyID") == "" {
 		return noProxyID, http.StatusBadRequest
 	}
-	parts := d.configDump(id)
-	if parts == nil {
-		return notConnected, http.StatusNotFound
+	id, why := d.session(q.Get("proxyID"))
+	if id == "" {
+		return why, http.StatusNotFound
 	}
+	parts := d.configDump(id)
 	dump := &adminv3.ConfigDump{}
 	for _, p := range parts {
 		a, err := anypb.New(p)
@@ -270,13 +291,14 @@ func (d *debug) configDumpPage(q url.Values) (any, int) {
 // why says which object caused a resource that a proxy holds: what `heddle why` prints.
 func (d *debug) why(q url.Values) (any, int) {
 	type cause struct{ Type, Name, Version, Origin string }
-	id, name := q.Get("proxyID"), q.Get("resource")
-	if id == "" {
+	if q.Get("proxyID") == "" {
 		return noProxyID, http.StatusBadRequest
 	}
-	if !slices.ContainsFunc(d.proxies(), func(c xds.ClientStatus) bool { return c.Session.ID == id }) {
-		return notConnected, http.StatusNotFound
+	id, why := d.session(q.Get("proxyID"))
+	if id == "" {
+		return why, http.StatusNotFound
 	}
+	name := q.Get("resource")
 	causes := []cause{}
 	for _, t := range []string{clusterType, assignmentType, listenerType, routeType} {
 		for _, r := range d.server.Resources(id, t) {

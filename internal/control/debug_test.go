@@ -37,17 +37,19 @@ import (
 	"github.com/heddle-mesh/heddle/internal/xds/xdstest"
 )
 
-// tokens are podsOnly without an API server.
-type tokens struct{}
+// tokens are podsOnly without an API server, of a cluster.
+type tokens struct{ cluster mesh.ClusterID }
 
-func (tokens) Tokens(c mesh.ClusterID) (identity.TokenChecker, bool) { return tokens{}, c == "c1" }
+func (tokens) Tokens(c mesh.ClusterID) (identity.TokenChecker, bool) {
+	return tokens{c}, c == "c1" || c == "c2"
+}
 
-func (tokens) Review(_ context.Context, token string, audiences []string) (identity.Review, error) {
+func (t tokens) Review(_ context.Context, token string, audiences []string) (identity.Review, error) {
 	f := strings.Split(token, ":")
 	if len(f) != 4 {
 		return identity.Review{}, fmt.Errorf("token %q", token)
 	}
-	r := identity.Review{Cluster: "c1", Username: "system:serviceaccount:" + f[0] + ":" + f[1], Groups: []string{"system:serviceaccounts"}}
+	r := identity.Review{Cluster: t.cluster, Username: "system:serviceaccount:" + f[0] + ":" + f[1], Groups: []string{"system:serviceaccounts"}}
 	if f[2] != "" {
 		r.PodName, r.PodUID = f[2], "uid-of-"+f[2]
 	}
@@ -91,11 +93,7 @@ func newHall(t *testing.T) *hall {
 	d.server = h.server
 	h.debug.Store(d)
 	h.graph.OnPublish(func(rev graph.Rev) {
-		var moved []string
-		for _, k := range h.Moved() {
-			moved = append(moved, k.Name+"."+k.Namespace)
-		}
-		h.server.Publish(uint64(rev), h.Changes(), moved...)
+		h.server.Publish(uint64(rev), h.Changes(), sessions(h.Moved())...)
 		pods.wake()
 	})
 	for _, ns := range []string{system, "shop"} {

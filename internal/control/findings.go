@@ -37,6 +37,19 @@ func (p *Pipeline) Findings() []mesh.Finding {
 	return out
 }
 
+// notRead says that an object is in a cluster in which its kind is not read.
+func (p *Pipeline) notRead(about mesh.Ref) mesh.Finding {
+	return mesh.Finding{About: about, Reason: "ClusterNotRead", Message: fmt.Sprintf(
+		"has no effect in cluster %s: Istio's objects of the mesh are read in cluster %s, for namespaces of their name in every cluster; apply it there", about.Cluster, p.home)}
+}
+
+// differing says in what an object of a service is not what an older one in another cluster is, which counts.
+func differing(s mesh.Service, own mesh.ServiceRecord) mesh.Finding {
+	return mesh.Finding{About: own.Ref, Reason: "ClustersDiffer", Message: fmt.Sprintf(
+		"says of %s another thing in cluster %s than in cluster %s, where it is older and counts: make them say the same",
+		strings.Join(own.Differs, ", "), own.Ref.Cluster, s.Ref.Cluster)}
+}
+
 // unmade says which object a row is about that could not be made.
 func (p *Pipeline) unmade(f graph.Fault) mesh.Finding {
 	about := mesh.Ref{Kind: "Mesh", Name: string(p.id)}

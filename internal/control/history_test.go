@@ -163,37 +163,37 @@ func (d dice) config() *meshv1alpha1.MeshConfig {
 	}
 }
 
-// history is what was set and not removed.
-type history map[string]metav1.Object
+// history is what was set and not removed, by cluster.
+type history map[mesh.ClusterID]map[string]metav1.Object
 
-// step stages a few random changes in every world.
-func (h history) step(d dice, worlds ...*world) {
+// set stages an object, or its removal.
+func (h history) set(w *world, o metav1.Object, remove bool) {
+	w.set(o, remove)
+	if h[w.cluster] == nil {
+		h[w.cluster] = map[string]metav1.Object{}
+	}
+	id := fmt.Sprintf("%T %s/%s", o, o.GetNamespace(), o.GetName())
+	if h[w.cluster][id] = o; remove {
+		delete(h[w.cluster], id)
+	}
+}
+
+// step stages a few random changes, most of them in the first of two clusters.
+func (h history) step(d dice, w *world) {
 	for range 1 + d.IntN(4) {
 		o, remove := d.object(), d.IntN(4) == 0
-		for _, w := range worlds {
-			w.set(o, remove)
-		}
-		id := fmt.Sprintf("%T %s/%s", o, o.GetNamespace(), o.GetName())
-		if remove {
-			delete(h, id)
-		} else {
-			h[id] = o
-		}
+		h.set(w.in(mesh.ClusterID(d.one("c1", "c1", "c2"))), o, remove)
 	}
-	for _, w := range worlds {
-		w.graph.Step()
-	}
+	w.graph.Step()
 }
 
 // join makes every namespace a member, so that a history has something to begin with.
 func (h history) join(w *world, namespaces ...string) {
 	for _, ns := range namespaces {
-		o := &heddlev1alpha1.Membership{
+		h.set(w, &heddlev1alpha1.Membership{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: ns},
 			Spec:       heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Member},
-		}
-		w.set(o, false)
-		h[fmt.Sprintf("%T %s/%s", o, o.Namespace, o.Name)] = o
+		}, false)
 	}
 }
 
@@ -212,11 +212,12 @@ func (h held) lines() map[string]string {
 
 // What a pipeline holds after any history is what it makes of the objects that are left, all at once.
 func TestPipelineEqualsRecomputation(t *testing.T) {
-	compared, nodes := 0, map[string]int{}
+	compared, nodes, clusters := 0, map[string]int{}, map[string]int{}
 	for seed := range uint64(12) {
 		d := dice{rand.New(rand.NewPCG(seed, 1))}
 		h, w := history{}, newWorld("a")
 		h.join(w, "n0", "n1", "n2")
+		h.join(w.in("c2"), "n0", "n1", "n3")
 		var config *meshv1alpha1.MeshConfig
 		for round := range 60 {
 			if d.IntN(8) == 0 {
@@ -228,8 +229,10 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 				continue
 			}
 			fresh := newWorld("a")
-			for _, o := range h {
-				fresh.set(o, false)
+			for c, objects := range h {
+				for _, o := range objects {
+					fresh.in(c).set(o, false)
+				}
 			}
 			if config != nil {
 				fresh.MeshConfig.Set("a", config)
@@ -238,8 +241,9 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 			got, want := w.held.lines(), fresh.held.lines()
 			compared += len(want)
 			for k := range want {
-				if _, node, ok := strings.Cut(k, "/c1/"); ok {
-					nodes[node[:2]]++
+				if at := strings.Split(k, "/"); at[0] == "layer" { // /mesh/cluster/namespace/families/cluster/node
+					clusters[at[2]]++
+					nodes[at[5]+"/"+at[6][:min(2, len(at[6]))]]++
 				}
 				if got[k] != want[k] {
 					t.Errorf("seed %d, round %d: %s is %q, recomputed %q", seed, round, k, got[k], want[k])
@@ -258,8 +262,11 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 	if compared < 1500 {
 		t.Errorf("%d resources were compared, too few to tell", compared)
 	}
-	if nodes["k1"] < 100 || nodes["k2"] < 100 {
+	if nodes["c1/k1"] < 100 || nodes["c1/k2"] < 100 {
 		t.Errorf("of nodes, %v were compared, too few to tell", nodes)
+	}
+	if clusters["c1"] < 500 || clusters["c2"] < 300 {
+		t.Errorf("of clusters, %v were compared, too few to tell", clusters)
 	}
 }
 
@@ -315,7 +322,7 @@ func checkOwn(t *testing.T, w *world, traces *regexp.Regexp) (seen int) {
 						ns = "n" + trace[3:4]
 					}
 					seen++
-					if member, ok := w.Member(ns); !ok || member.Phase != mesh.Served {
+					if member, ok := w.Member("c1", ns); !ok || member.Phase != mesh.Served {
 						t.Fatalf("mesh %s holds %s %s, which speaks of %s", w.Mesh(), group, r.Name, trace)
 					}
 				}

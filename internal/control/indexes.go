@@ -17,21 +17,24 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 		}
 		return []string{s.Alias}
 	})
-	t.ByVirtual = graph.NewIndex(t.Services, "services.address", func(_ mesh.ServiceKey, s mesh.Service) []string { return s.Addresses })
+	t.ByVirtual = graph.NewIndex(t.Services, "services.address", func(_ mesh.ServiceKey, s mesh.Service) []mesh.Address { return resolve.VirtualKeys(s) })
 	t.BySelector = graph.NewIndex(t.Services, "services.selector", func(_ mesh.ServiceKey, s mesh.Service) []resolve.SelectorKey {
 		return resolve.SelectorKeys(s)
 	})
-	t.ByAddress = graph.NewIndex(t.Workloads, "workloads.address", func(_ mesh.WorkloadKey, w mesh.Workload) []string {
+	t.ByAddress = graph.NewIndex(t.Workloads, "workloads.address", func(k mesh.WorkloadKey, w mesh.Workload) (out []mesh.Address) {
 		if w.HostNetwork {
 			return nil
 		}
-		return w.Addresses
+		for _, a := range w.Addresses {
+			out = append(out, mesh.Address{Cluster: k.Cluster, IP: a})
+		}
+		return out
 	})
 	t.ByService = graph.NewIndex(endpoints, "endpoints.service", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServiceKey {
 		return []mesh.ServiceKey{k.Service}
 	})
 	t.ByBackend = graph.NewIndex(endpoints, "endpoints.address", func(k mesh.EndpointKey, _ mesh.Endpoint) []resolve.Backend {
-		return []resolve.Backend{{Mesh: k.Service.Mesh, Namespace: k.Service.Namespace, Address: k.Address}}
+		return []resolve.Backend{{Mesh: k.Service.Mesh, Namespace: k.Service.Namespace, Address: mesh.Address{Cluster: k.Cluster, IP: k.Address}}}
 	})
 	t.ByPort = graph.NewIndex(endpoints, "endpoints.port", func(k mesh.EndpointKey, _ mesh.Endpoint) []mesh.ServicePort {
 		return []mesh.ServicePort{{Service: k.Service, Port: k.Port}}

@@ -129,11 +129,7 @@ func newLab(t *testing.T, delta bool) *lab {
 	l.server = xds.NewServer(xds.Options{Log: options.Log, Types: pushOrder, Admit: admission.admit})
 	l.debug.server = l.server
 	l.graph.OnPublish(func(rev graph.Rev) {
-		var moved []string
-		for _, k := range l.Moved() {
-			moved = append(moved, k.Name+"."+k.Namespace)
-		}
-		l.server.Publish(uint64(rev), l.Changes(), moved...)
+		l.server.Publish(uint64(rev), l.Changes(), sessions(l.Moved())...)
 		pods.wake()
 	})
 	l.run(t, l.graph.Run)
@@ -170,7 +166,7 @@ func newLab(t *testing.T, delta bool) *lab {
 func (l *lab) apply(t *testing.T, docs string) {
 	t.Helper()
 	objects, _ := parse(t, []byte(docs))
-	w := &world{Pipeline: l.Pipeline}
+	w := &world{Pipeline: l.Pipeline, cluster: labCluster}
 	for _, o := range objects {
 		w.set(o, false)
 	}
@@ -297,7 +293,7 @@ func (l *lab) status(typeURL string) map[string]*statusv3.ClientConfig_GenericXd
 	for _, c := range l.debug.proxies() {
 		for _, x := range syncStatus(c).GetGenericXdsConfigs() {
 			if x.GetTypeUrl() == typeURL {
-				out[c.Session.ID] = x
+				out[c.Session.Meta.(*client).name()] = x
 			}
 		}
 	}

@@ -30,11 +30,11 @@ type members struct {
 	log     *slog.Logger
 	cluster *kube.Cluster
 	sources *Sources
-	root    string                 // the bundle that each member gets
-	left    func(namespace string) // called when a namespace is no longer served, before its watches close
+	root    string                  // the bundle that each member gets
+	left    func(mesh.NamespaceKey) // called when a namespace is no longer served, before its watches close
 	// awaited holds each namespace that some plane has read, as its Membership's status says, and this one has not yet:
 	// proxies may hold what is in it.
-	awaited *graph.Source[string, struct{}]
+	awaited *graph.Source[mesh.NamespaceKey, struct{}]
 
 	ctx     context.Context // of the plane; ends all members
 	wg      sync.WaitGroup
@@ -65,9 +65,9 @@ type version struct {
 	generation int64
 }
 
-func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, g *graph.Graph, s *Sources, root string, left func(string)) *members {
+func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, g *graph.Graph, s *Sources, root string, left func(mesh.NamespaceKey)) *members {
 	return &members{
-		log: log, cluster: c, sources: s, root: root, left: left, awaited: graph.NewSource[string, struct{}](g, "source.awaited", nil),
+		log: log, cluster: c, sources: s, root: root, left: left, awaited: graph.NewSource[mesh.NamespaceKey, struct{}](g, "source.awaited", nil),
 		ctx: ctx, byNS: map[string]*member{}, changed: make(chan struct{}),
 	}
 }
@@ -226,10 +226,10 @@ func (e *member) reading(read bool) {
 
 func (e *member) awaitLocked() {
 	if o := e.latest; o != nil && joins(o.Spec.Phase) && o.Status.Watching && o.Status.UID == o.UID && !e.read {
-		e.awaited.Set(e.namespace, struct{}{})
+		e.awaited.Set(e.place(), struct{}{})
 		return
 	}
-	e.awaited.Delete(e.namespace)
+	e.awaited.Delete(e.place())
 }
 
 func (e *member) wake() {
@@ -367,7 +367,7 @@ func (e *member) join(obj *heddlev1alpha1.Membership) error {
 
 // leave stops serving the namespace: its clients are told why before what they hold goes, and that before what they are.
 func (e *member) leave() {
-	e.left(e.namespace)
+	e.left(e.place())
 	e.reading(false)
 	e.sources.Memberships.Delete(e.key())
 	for name, w := range e.watches {
@@ -378,6 +378,10 @@ func (e *member) leave() {
 
 func (e *member) key() mesh.ObjectKey {
 	return mesh.ObjectKey{Cluster: e.cluster.ID, Name: e.namespace}
+}
+
+func (e *member) place() mesh.NamespaceKey {
+	return mesh.NamespaceKey{Cluster: e.cluster.ID, Name: e.namespace}
 }
 
 // report says on the Membership what was done about it. A conflict means that a newer one is on its way and will wake us.

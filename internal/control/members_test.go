@@ -21,6 +21,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/kubetest"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -46,10 +47,10 @@ func newTown(t *testing.T) *town {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	p := NewPipeline(w.graph, Options{Mesh: "one", Namespace: system, Revision: "default", Cluster: "c1"})
-	w.members = newMembers(ctx, log, cluster, w.graph, p.Sources, "ours", func(namespace string) {
+	w.members = newMembers(ctx, log, cluster, w.graph, p.Sources, "ours", func(k mesh.NamespaceKey) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.leaving <- append([]string{namespace}, slices.Sorted(maps.Keys(w.byNS[namespace].watches))...)
+		w.leaving <- append([]string{k.Name}, slices.Sorted(maps.Keys(w.byNS[k.Name].watches))...)
 	})
 	watch := kube.Follow(ctx, cluster, kube.Memberships, system, w.members)
 	<-watch.Synced()

@@ -35,6 +35,7 @@ type Sources struct {
 type Pipeline struct {
 	*Sources
 	id       mesh.ID
+	home     mesh.ClusterID
 	system   string
 	revision string
 
@@ -55,7 +56,7 @@ type proxy struct {
 
 // NewPipeline builds the tables of o's mesh in g, in the order in which data flows through them.
 func NewPipeline(g *graph.Graph, o Options) *Pipeline {
-	p := &Pipeline{id: o.Mesh, system: o.Namespace, revision: o.Revision, faults: g.Faults}
+	p := &Pipeline{id: o.Mesh, home: o.Cluster, system: o.Namespace, revision: o.Revision, faults: g.Faults}
 	p.Sources = &Sources{
 		MeshConfig:          graph.NewSource[mesh.ID, *meshv1alpha1.MeshConfig](g, "source.meshconfig", same),
 		Memberships:         graph.NewSource[mesh.ObjectKey, *heddlev1alpha1.Membership](g, "source.memberships", same),
@@ -145,6 +146,6 @@ func (p *Pipeline) Workload(k mesh.WorkloadKey) (mesh.Workload, bool) {
 }
 
 // Member returns what is known of a namespace of the mesh, in whatever phase. Safe for concurrent use.
-func (p *Pipeline) Member(namespace string) (mesh.Membership, bool) {
-	return p.tables.Members.Lookup(namespace)
+func (p *Pipeline) Member(c mesh.ClusterID, namespace string) (mesh.Membership, bool) {
+	return p.tables.Members.Lookup(mesh.NamespaceKey{Cluster: c, Name: namespace})
 }

@@ -21,8 +21,8 @@ const podWait = 2 * time.Second
 // although its namespace is read has gone, or never was: a token is good for up to 70 s after its pod, and a plane that has
 // just begun has not seen it go.
 type pods struct {
-	find func(mesh.ObjectKey) (*corev1.Pod, bool) // what was published
-	read func(namespace string) bool              // whether all of a namespace was
+	find func(mesh.ObjectKey) (*corev1.Pod, bool)            // what was published
+	read func(cluster mesh.ClusterID, namespace string) bool // whether all of a namespace was
 
 	mu      sync.Mutex    // guards the field below
 	changed chan struct{} // closed and replaced at each round
@@ -31,7 +31,7 @@ type pods struct {
 func newPods(p *Pipeline) *pods {
 	return &pods{
 		find:    p.Pods.Lookup,
-		read:    func(namespace string) bool { _, known := p.Member(namespace); return known },
+		read:    func(c mesh.ClusterID, namespace string) bool { _, known := p.Member(c, namespace); return known },
 		changed: make(chan struct{}),
 	}
 }
@@ -44,7 +44,7 @@ func (p *pods) Pod(ctx context.Context, cluster mesh.ClusterID, namespace, name,
 		p.mu.Lock()
 		changed := p.changed
 		p.mu.Unlock()
-		read := p.read(namespace) // first: what is found after it is no older
+		read := p.read(cluster, namespace) // first: what is found after it is no older
 		o, ok := p.find(mesh.ObjectKey{Cluster: cluster, Namespace: namespace, Name: name})
 		if ok && string(o.UID) == uid {
 			return identity.Pod{
@@ -63,7 +63,7 @@ func (p *pods) Pod(ctx context.Context, cluster mesh.ClusterID, namespace, name,
 
 // Gone implements identity.Pods.
 func (p *pods) Gone(cluster mesh.ClusterID, namespace, name, uid string) bool {
-	if !p.read(namespace) { // before it is looked for: a round may end in between
+	if !p.read(cluster, namespace) { // before it is looked for: a round may end in between
 		return false
 	}
 	o, ok := p.find(mesh.ObjectKey{Cluster: cluster, Namespace: namespace, Name: name})

@@ -92,7 +92,7 @@ func TestPodsReadMeanwhile(t *testing.T) {
 			defer round()
 			return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u1"}}, published
 		},
-		read:    func(string) bool { defer round(); return published },
+		read:    func(mesh.ClusterID, string) bool { defer round(); return published },
 		changed: make(chan struct{}),
 	}
 	if p.Gone("c1", "shop", "cart-1", "u1") {

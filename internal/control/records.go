@@ -1,6 +1,8 @@
 package control
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +19,7 @@ import (
 // records builds what the objects say, of served namespaces only.
 func (p *Pipeline) records(g *graph.Graph) {
 	t := &p.tables
+	t.Home = p.home
 	self := graph.NewSource[mesh.ID, string](g, "mesh", nil)
 	self.Set(p.id, p.system)
 	t.Config = graph.Derive(g, "config", self.Table, graph.TableOptions[mesh.Config]{},
@@ -25,15 +28,24 @@ func (p *Pipeline) records(g *graph.Graph) {
 			emit(id, ingest.Config(id, system, m))
 		})
 	t.Members = graph.Derive(g, "members", p.Memberships.Table, graph.TableOptions[mesh.Membership]{},
-		func(_ *graph.Reader, _ mesh.ObjectKey, o *heddlev1alpha1.Membership, emit func(string, mesh.Membership)) {
+		func(_ *graph.Reader, k mesh.ObjectKey, o *heddlev1alpha1.Membership, emit func(mesh.NamespaceKey, mesh.Membership)) {
 			m := ingest.Membership(o)
-			emit(m.Namespace, m)
+			emit(mesh.NamespaceKey{Cluster: k.Cluster, Name: m.Namespace}, m)
 		})
-	t.Services = graph.Derive(g, "services", p.Services.Table,
-		graph.TableOptions[mesh.Service]{Prefer: func(a, b mesh.Service) bool { return a.Compare(b.Object) < 0 }},
-		func(r *graph.Reader, k mesh.ObjectKey, o *corev1.Service, emit func(mesh.ServiceKey, mesh.Service)) {
-			if p.tables.Serves(r, k.Namespace) {
-				s := ingest.Service(p.tables.ConfigOf(r, p.id), k, o)
+	inClusters := graph.NewIndex(p.Services.Table, "services.clusters", func(k mesh.ObjectKey, _ *corev1.Service) []mesh.ObjectKey {
+		k.Cluster = "" // an object of its name is the same service in each
+		return []mesh.ObjectKey{k}
+	})
+	t.Services = graph.Group(g, "services", inClusters, graph.TableOptions[mesh.Service]{},
+		func(r *graph.Reader, _ mesh.ObjectKey, rows []graph.Row[mesh.ObjectKey, *corev1.Service], emit func(mesh.ServiceKey, mesh.Service)) {
+			var objects []mesh.Service
+			for _, row := range rows {
+				if t.Serves(r, row.Key.Cluster, row.Key.Namespace) {
+					objects = append(objects, ingest.Service(t.ConfigOf(r, p.id), row.Key, row.Val))
+				}
+			}
+			if len(objects) > 0 {
+				s := mesh.Join(objects)
 				emit(s.Key, s)
 			}
 		})
@@ -43,7 +55,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 		})
 	t.Workloads = graph.Derive(g, "workloads", p.Pods.Table, graph.TableOptions[mesh.Workload]{},
 		func(r *graph.Reader, k mesh.ObjectKey, o *corev1.Pod, emit func(mesh.WorkloadKey, mesh.Workload)) {
-			if !p.tables.Serves(r, k.Namespace) {
+			if !p.tables.Serves(r, k.Cluster, k.Namespace) {
 				return
 			}
 			at, _ := graph.Get(r, nodes, mesh.ObjectKey{Cluster: k.Cluster, Name: o.Spec.NodeName})
@@ -56,7 +68,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 	endpoints := graph.Derive(g, "endpoints", p.EndpointSlices.Table,
 		graph.TableOptions[mesh.Endpoint]{Prefer: func(a, b mesh.Endpoint) bool { return a.Ready && !b.Ready }},
 		func(r *graph.Reader, k mesh.ObjectKey, o *discoveryv1.EndpointSlice, emit func(mesh.EndpointKey, mesh.Endpoint)) {
-			if !t.Serves(r, k.Namespace) {
+			if !t.Serves(r, k.Cluster, k.Namespace) {
 				return
 			}
 			endpoints, _ := ingest.Endpoints(t.ConfigOf(r, p.id), k, o)
@@ -71,11 +83,26 @@ func (p *Pipeline) records(g *graph.Graph) {
 	find(p, g, "services", p.Services.Table, func(_ *graph.Reader, c mesh.Config, k mesh.ObjectKey, o *corev1.Service) []mesh.Finding {
 		return ingest.ServiceFindings(c, k, o)
 	})
-	rules := parsed(p, g, "rules", p.DestinationRules.Table,
+	differ := graph.NewIndex(t.Services, "services.differ", func(k mesh.ServiceKey, s mesh.Service) []mesh.ServiceKey {
+		if slices.ContainsFunc(s.Records, func(own mesh.ServiceRecord) bool { return len(own.Differs) > 0 }) {
+			return []mesh.ServiceKey{k}
+		}
+		return nil
+	})
+	p.findings = append(p.findings, graph.Group(g, "findings.clusters", differ, graph.TableOptions[mesh.Finding]{},
+		func(_ *graph.Reader, _ mesh.ServiceKey, rows []graph.Row[mesh.ServiceKey, mesh.Service], emit func(findingKey, mesh.Finding)) {
+			for _, own := range rows[0].Val.Records {
+				if len(own.Differs) > 0 {
+					f := differing(rows[0].Val, own)
+					emit(findingKey{About: f.About, Message: f.Message}, f)
+				}
+			}
+		}))
+	rules := parsed(p, g, "rules", "DestinationRule", p.DestinationRules.Table,
 		func(_ *graph.Reader, c mesh.Config, k mesh.ObjectKey, o *networkingv1.DestinationRule) (mesh.Rule, bool, []mesh.Finding) {
 			return ingest.Rule(c, k, o)
 		})
-	policies := safer(p, g, "policies", p.PeerAuthentications.Table, ingest.ValidPeerPolicy, ingest.PeerPolicy)
+	policies := safer(p, g, "policies", "PeerAuthentication", p.PeerAuthentications.Table, ingest.ValidPeerPolicy, ingest.PeerPolicy)
 	p.indexes(g, endpoints, rules, policies)
 }
 
@@ -102,26 +129,32 @@ func (p *Pipeline) inUse(g *graph.Graph) {
 				emit(l, struct{}{})
 			}
 		})
+	t.InClusters = graph.NewIndex(t.Layers, "layers.cluster", func(l resolve.Layer, _ struct{}) []resolve.Layer { return resolve.ClusterLayerOf(l) })
 	t.NodeLayers = graph.NewIndex(t.Layers, "layers.node", func(l resolve.Layer, _ struct{}) []resolve.Layer { return resolve.NodeLayerOf(l) })
 }
 
 // reads is Serves for the kinds that may be meant for one revision only.
-func (p *Pipeline) reads(r *graph.Reader, namespace string, o metav1.Object) bool {
+func (p *Pipeline) reads(r *graph.Reader, k mesh.ObjectKey, o metav1.Object) bool {
 	rev := o.GetLabels()["istio.io/rev"]
-	return (rev == "" || rev == p.revision) && p.tables.Serves(r, namespace)
+	return (rev == "" || rev == p.revision) && p.tables.Serves(r, k.Cluster, k.Namespace)
 }
 
-// parsed builds the records of a kind that may be meant for one revision only, and what is found in its objects.
-func parsed[O metav1.Object, V any](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
+// parsed builds the records of a kind of Istio's API, whose objects may be meant for one revision only, and what is found in
+// them. They count in the plane's own cluster, and there for namespaces of their name in every cluster: else two clusters could
+// say different things of one service, and who may write in one of them would speak for all.
+func parsed[O metav1.Object, V any](p *Pipeline, g *graph.Graph, name, kind string, from *graph.Table[mesh.ObjectKey, O],
 	parse func(*graph.Reader, mesh.Config, mesh.ObjectKey, O) (V, bool, []mesh.Finding),
 ) *graph.Table[mesh.ObjectKey, V] {
 	find(p, g, name, from, func(r *graph.Reader, c mesh.Config, k mesh.ObjectKey, o O) []mesh.Finding {
+		if k.Cluster != p.home {
+			return []mesh.Finding{p.notRead(mesh.Ref{Cluster: k.Cluster, Kind: kind, Namespace: k.Namespace, Name: k.Name})}
+		}
 		_, _, found := parse(r, c, k, o)
 		return found
 	})
 	return graph.Derive(g, name, from, graph.TableOptions[V]{},
 		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(mesh.ObjectKey, V)) {
-			if !p.reads(r, k.Namespace, o) {
+			if k.Cluster != p.home || !p.reads(r, k, o) {
 				return
 			}
 			if v, ok, _ := parse(r, p.tables.ConfigOf(r, p.id), k, o); ok {
@@ -135,21 +168,21 @@ func parsed[O metav1.Object, V any](p *Pipeline, g *graph.Graph, name string, fr
 func safer[O interface {
 	comparable
 	metav1.Object
-}, V any](p *Pipeline, g *graph.Graph, name string, from *graph.Table[mesh.ObjectKey, O],
+}, V any](p *Pipeline, g *graph.Graph, name, kind string, from *graph.Table[mesh.ObjectKey, O],
 	valid func(mesh.Config, mesh.ObjectKey, O) bool,
 	parse func(c mesh.Config, k mesh.ObjectKey, o, good O) (V, bool, []mesh.Finding),
 ) *graph.Table[mesh.ObjectKey, V] {
 	good := graph.Derive(g, name+".good", from, graph.TableOptions[O]{Equal: func(a, b O) bool { return a == b }},
 		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(mesh.ObjectKey, O)) {
 			switch {
-			case !p.reads(r, k.Namespace, o):
+			case k.Cluster != p.home, !p.reads(r, k, o):
 			case valid(p.tables.ConfigOf(r, p.id), k, o):
 				emit(k, o)
 			default:
 				r.Keep()
 			}
 		})
-	return parsed(p, g, name, from, func(r *graph.Reader, c mesh.Config, k mesh.ObjectKey, o O) (V, bool, []mesh.Finding) {
+	return parsed(p, g, name, kind, from, func(r *graph.Reader, c mesh.Config, k mesh.ObjectKey, o O) (V, bool, []mesh.Finding) {
 		last, ok := graph.Get(r, good, k)
 		if !ok || last.GetUID() != o.GetUID() {
 			var none O
@@ -165,7 +198,7 @@ func find[O metav1.Object](p *Pipeline, g *graph.Graph, name string, from *graph
 ) {
 	p.findings = append(p.findings, graph.Derive(g, "findings."+name, from, graph.TableOptions[mesh.Finding]{},
 		func(r *graph.Reader, k mesh.ObjectKey, o O, emit func(findingKey, mesh.Finding)) {
-			if !p.reads(r, k.Namespace, o) {
+			if !p.reads(r, k, o) {
 				return
 			}
 			for i, f := range find(r, p.tables.ConfigOf(r, p.id), k, o) {

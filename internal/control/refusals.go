@@ -12,6 +12,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // refusals tells the mesh's own people why callers were refused (the callers hear one opaque text), and what proxies
@@ -95,6 +96,7 @@ func (r *refusals) note(ctx context.Context, f identity.Refusal) {
 // rejection is a discovery response that a proxy would not take, in Envoy's words, and the objects that it came from.
 type rejection struct {
 	client, typeURL, version, detail string
+	cluster                          mesh.ClusterID // of the client
 	origins                          []string
 	quiet                            bool // counted only
 	untold                           int  // quiet ones of this type before it
@@ -106,7 +108,7 @@ func (r *refusals) rejected(ctx context.Context, x rejection) {
 	if x.quiet {
 		return
 	}
-	r.log.LogAttrs(ctx, slog.LevelWarn, "client rejected resources", slog.String("client", x.client), slog.String("type", x.typeURL),
+	r.log.LogAttrs(ctx, slog.LevelWarn, "client rejected resources", slog.String("client", x.client), slog.String("cluster", string(x.cluster)), slog.String("type", x.typeURL),
 		slog.String("version", x.version), slog.String("detail", x.detail), slog.Any("ref", x.origins), slog.Int("untold", x.untold))
 	r.events.Warn("ConfigRejected", fmt.Sprintf("the proxy of %s keeps what it had and rejects a change of %s: %s",
 		x.client, strings.Join(x.origins, ", "), x.detail))

@@ -42,7 +42,7 @@ func TestRejectionsArePaced(t *testing.T) {
 			told[r.typeURL]++
 		}
 	}}
-	nack := s.onNack(t.Context(), "cart-1.shop")
+	nack := s.onNack(t.Context(), &client{workload: mesh.WorkloadKey{Namespace: "shop", Name: "cart-1"}})
 	began := time.Now()
 	for range 1000 {
 		nack(clusterType, "1", "no", nil)

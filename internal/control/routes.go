@@ -18,7 +18,7 @@ func (p *Pipeline) routes(g *graph.Graph) {
 			resolve.Hosts(r, t, s, emit)
 		})
 	byPort := graph.NewIndex(hosts, "hosts.port", func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
-		return []resolve.PortKey{{Port: k.Port, Client: k.Client}}
+		return []resolve.PortKey{{Port: k.Port, Cluster: k.Cluster, Client: k.Client}}
 	})
 	distinct := graph.Derive(g, "hosts.distinct", hosts, graph.TableOptions[resolve.HostSpec]{},
 		func(_ *graph.Reader, _ resolve.HostKey, h resolve.Host, emit func(resolve.Content, resolve.HostSpec)) {
@@ -34,7 +34,7 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		})
 	keys := graph.Derive(g, "routes.keys", hosts, graph.TableOptions[struct{}]{},
 		func(_ *graph.Reader, k resolve.HostKey, _ resolve.Host, emit func(resolve.RouteKey, struct{})) {
-			emit(resolve.RouteKey{Layer: resolve.Layer{Mesh: k.Service.Mesh, Namespace: k.Client}, Port: k.Port}, struct{}{})
+			emit(resolve.RouteKey{Layer: resolve.Layer{Mesh: k.Service.Mesh, Cluster: k.Cluster, Namespace: k.Client}, Port: k.Port}, struct{}{})
 		})
 	specs := graph.Derive(g, "routes", keys, sameContent[resolve.RouteSpec](),
 		func(r *graph.Reader, k resolve.RouteKey, _ struct{}, emit func(resolve.RouteKey, resolve.RouteSpec)) {

@@ -71,13 +71,21 @@ func (h held) apply(changes []xds.Change) {
 // world is a mesh fed by hand.
 type world struct {
 	*Pipeline
-	graph *graph.Graph
-	held  held
+	graph   *graph.Graph
+	held    held
+	cluster mesh.ClusterID // of the objects that are set, and of who connects
+}
+
+// in returns the same world, as another of its clusters is fed.
+func (w *world) in(c mesh.ClusterID) *world {
+	other := *w
+	other.cluster = c
+	return &other
 }
 
 func newWorld(id mesh.ID) *world {
 	g := graph.New(graph.Options{Strict: true, Workers: 2})
-	w := &world{graph: g, held: held{}, Pipeline: NewPipeline(g, Options{Mesh: id, Namespace: "istio-system", Revision: "default", Cluster: "c1"})}
+	w := &world{graph: g, held: held{}, cluster: "c1", Pipeline: NewPipeline(g, Options{Mesh: id, Namespace: "istio-system", Revision: "default", Cluster: "c1"})}
 	g.OnPublish(func(graph.Rev) {
 		w.held.apply(w.Changes())
 		w.Moved()
@@ -96,38 +104,38 @@ type arrival struct {
 func (w *world) set(o metav1.Object, remove bool) {
 	switch o := o.(type) {
 	case *heddlev1alpha1.Membership:
-		stage(w.Memberships, o, remove)
+		stage(w.Memberships, w.cluster, o, remove)
 	case *corev1.Node:
-		stage(w.Nodes, o, remove)
+		stage(w.Nodes, w.cluster, o, remove)
 	case *corev1.Service:
-		stage(w.Sources.Services, o, remove)
+		stage(w.Sources.Services, w.cluster, o, remove)
 	case *discoveryv1.EndpointSlice:
-		stage(w.EndpointSlices, o, remove)
+		stage(w.EndpointSlices, w.cluster, o, remove)
 	case *corev1.Pod:
-		stage(w.Pods, o, remove)
+		stage(w.Pods, w.cluster, o, remove)
 	case *securityv1.PeerAuthentication:
-		stage(w.PeerAuthentications, o, remove)
+		stage(w.PeerAuthentications, w.cluster, o, remove)
 	case *networkingv1.DestinationRule:
-		stage(w.DestinationRules, o, remove)
+		stage(w.DestinationRules, w.cluster, o, remove)
 	case *arrival:
-		k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: o.Namespace, Name: o.Name}
+		k := mesh.WorkloadKey{Cluster: w.cluster, Kind: mesh.KindPod, Namespace: o.Namespace, Name: o.Name}
 		if remove {
 			w.presence.source.Delete(k)
 		} else {
-			w.presence.source.Set(k, resolve.Client{Workload: k, Labels: o.Labels, Addresses: o.addresses, Node: nodeNamed(o.node)})
+			w.presence.source.Set(k, resolve.Client{Workload: k, Labels: o.Labels, Addresses: o.addresses, Node: nodeNamed(w.cluster, o.node)})
 		}
 	}
 }
 
-func nodeNamed(name string) mesh.ObjectKey {
+func nodeNamed(c mesh.ClusterID, name string) mesh.ObjectKey {
 	if name == "" {
 		return mesh.ObjectKey{}
 	}
-	return mesh.ObjectKey{Cluster: "c1", Name: name}
+	return mesh.ObjectKey{Cluster: c, Name: name}
 }
 
-func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], o P, remove bool) {
-	k := mesh.ObjectKey{Cluster: "c1", Namespace: o.GetNamespace(), Name: o.GetName()}
+func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], c mesh.ClusterID, o P, remove bool) {
+	k := mesh.ObjectKey{Cluster: c, Namespace: o.GetNamespace(), Name: o.GetName()}
 	if remove {
 		s.Delete(k)
 	} else {
@@ -137,7 +145,7 @@ func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], o P, remove bool
 
 // connect has a pod's proxy count as connected.
 func (w *world) connect(namespace, pod string, addresses ...string) mesh.WorkloadKey {
-	k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: namespace, Name: pod}
+	k := mesh.WorkloadKey{Cluster: w.cluster, Kind: mesh.KindPod, Namespace: namespace, Name: pod}
 	w.presence.source.Set(k, resolve.Client{Workload: k, Addresses: addresses})
 	return k
 }

@@ -366,7 +366,7 @@ func (g *Gate) Knock(ctx context.Context, service string, r Request, checks Chec
 // Caller names whom the token that was knocked with is of.
 func (c *Call) Caller() string {
 	who := c.caller()
-	return who.Identity.Namespace + "/" + who.Identity.ServiceAccount + "/" + who.Pod
+	return string(who.Cluster) + "/" + who.Identity.Namespace + "/" + who.Identity.ServiceAccount + "/" + who.Pod
 }
 
 // Enter evaluates the other checks, when the caller has said what it wants.

@@ -11,7 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// Service reads a Service. UDP and SCTP ports are left out; proxies do not carry them.
+// Service reads a Service, as it is in its cluster. UDP and SCTP ports are left out; proxies do not carry them.
 func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 	out := mesh.Service{
 		Object:   object("Service", k, &s.ObjectMeta),
@@ -19,7 +19,6 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 		Name:     k.Name,
 		Headless: s.Spec.ClusterIP == corev1.ClusterIPNone,
 		Unready:  s.Spec.PublishNotReadyAddresses,
-		Selector: s.Spec.Selector,
 		Export:   visibility(list(s.Annotations[exportToAnnotation]), c.ServiceExportTo, k.Namespace),
 		Accounts: list(s.Annotations["alpha.istio.io/canonical-serviceaccounts"]),
 	}
@@ -27,13 +26,15 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 		id := mesh.Identity{TrustDomain: c.TrustDomains[0], Namespace: k.Namespace, ServiceAccount: account}
 		out.Accounts = append(out.Accounts, id.String())
 	}
+	own := mesh.ServiceRecord{Object: out.Object}
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		out.Headless, out.Selector = false, nil
+		out.Headless, out.Records = false, []mesh.ServiceRecord{own}
 		out.Alias = strings.ToLower(strings.TrimSuffix(s.Spec.ExternalName, "."))
 		return out
 	}
+	own.Selector = s.Spec.Selector
 	if !out.Headless {
-		out.Addresses = addresses(s.Spec)
+		own.Addresses = addresses(s.Spec)
 		out.Local = keepsToNode(s.Spec)
 	}
 	for _, p := range s.Spec.Ports {
@@ -58,6 +59,8 @@ func Service(c mesh.Config, k mesh.ObjectKey, s *corev1.Service) mesh.Service {
 		}
 		out.Ports = append(out.Ports, port)
 	}
+	own.Ports = out.Ports
+	out.Records = []mesh.ServiceRecord{own}
 	return out
 }
 
@@ -151,7 +154,7 @@ func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([
 			}
 			ep := mesh.Endpoint{
 				Key: mesh.EndpointKey{
-					Service: serviceKey(c, k.Namespace, name), Port: port, Address: address, Target: uint32(*p.Port),
+					Service: serviceKey(c, k.Namespace, name), Cluster: k.Cluster, Port: port, Address: address, Target: uint32(*p.Port),
 				},
 				Ready: e.Conditions.Ready == nil || *e.Conditions.Ready,
 			}

@@ -86,18 +86,77 @@ func (v Visibility) Sees(namespace string) bool {
 	return found
 }
 
-// Service is a name that clients call.
+// Service is a name that clients call, the same in every cluster that has an object of it. Join makes one of several.
 type Service struct {
+	Object   // the oldest
+	Key      ServiceKey
+	Name     string // the first label of a Kubernetes host
+	Headless bool   // clients pick a workload themselves
+	Unready  bool   // its endpoints take connections whether they are ready or not
+	Local    bool   // clients use endpoints on their own node, or none
+	Alias    string // host that this one is another name of; such a service has no ports
+	Ports    []Port
+	Export   Visibility
+	Accounts []string        // service accounts, as SPIFFE URIs, that serve it beside those of its endpoints
+	Records  []ServiceRecord // one of each cluster that has it, in order of clusters
+}
+
+// ServiceRecord is what holds for a service in one cluster only: who lives in another knows nothing of it.
+type ServiceRecord struct {
 	Object
-	Key       ServiceKey
-	Name      string   // the first label of a Kubernetes host
-	Addresses []string // virtual IPs, the primary one first
-	Headless  bool     // clients pick a workload themselves
-	Unready   bool     // its endpoints take connections whether they are ready or not
-	Local     bool     // clients use endpoints on their own node, or none
-	Alias     string   // host that this one is another name of; such a service has no ports
-	Ports     []Port
+	Addresses []string          // virtual IPs, the primary one first
+	Ports     []Port            // as this cluster's workloads serve them
 	Selector  map[string]string // which workloads of its namespace it is made of; nil: none
-	Export    Visibility
-	Accounts  []string // service accounts, as SPIFFE URIs, that serve it beside those of its endpoints
+	Differs   []string          // fields of which the service says what an older object in another cluster does
+}
+
+// In returns what a service is in a cluster, and false if it is not there.
+func (s Service) In(c ClusterID) (ServiceRecord, bool) {
+	i, found := slices.BinarySearchFunc(s.Records, c, func(r ServiceRecord, c ClusterID) int { return cmp.Compare(r.Ref.Cluster, c) })
+	if !found {
+		return ServiceRecord{}, false
+	}
+	return s.Records[i], true
+}
+
+// Join makes one service of what the objects of its name say in one cluster each: what they say differently is as the oldest one
+// has it; the accounts are those of all, as are their records. There must be one at least.
+func Join(objects []Service) Service {
+	if len(objects) == 1 {
+		return objects[0]
+	}
+	out := slices.MinFunc(objects, func(a, b Service) int { return a.Compare(b.Object) })
+	out.Accounts, out.Records = nil, nil
+	for _, o := range objects {
+		out.Accounts = append(out.Accounts, o.Accounts...)
+		for _, r := range o.Records {
+			r.Differs = o.differs(out)
+			out.Records = append(out.Records, r)
+		}
+	}
+	slices.Sort(out.Accounts)
+	out.Accounts = slices.Compact(out.Accounts)
+	slices.SortFunc(out.Records, func(a, b ServiceRecord) int { return cmp.Compare(a.Ref.Cluster, b.Ref.Cluster) })
+	return out
+}
+
+// differs returns what two services say differently that must be one. Where a port leads to is each cluster's own affair.
+func (s Service) differs(o Service) (fields []string) {
+	served := func(p, q Port) bool { return p.Number == q.Number && p.Name == q.Name && p.Protocol == q.Protocol }
+	for _, f := range []struct {
+		name string
+		same bool
+	}{
+		{"ports", slices.EqualFunc(s.Ports, o.Ports, served)},
+		{"clusterIP: None", s.Headless == o.Headless},
+		{"publishNotReadyAddresses", s.Unready == o.Unready},
+		{"internalTrafficPolicy", s.Local == o.Local},
+		{"externalName", s.Alias == o.Alias},
+		{"exportTo", s.Export.All == o.Export.All && slices.Equal(s.Export.Namespaces, o.Export.Namespaces)},
+	} {
+		if !f.same {
+			fields = append(fields, f.name)
+		}
+	}
+	return fields
 }

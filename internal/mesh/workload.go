@@ -44,17 +44,30 @@ type Workload struct {
 	Ports       map[string]uint32 // container ports by name
 }
 
-// EndpointKey names an address that serves a port of a service.
+// EndpointKey names an address that serves a port of a service in a cluster.
 type EndpointKey struct {
 	Service ServiceKey
+	Cluster ClusterID
 	Port    string // name of the service's port
 	Address string
 	Target  uint32
 }
 
-// Compare orders keys by service, port, address and target.
+// Compare orders keys by service, port, address, target and cluster.
 func (k EndpointKey) Compare(o EndpointKey) int {
-	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Address, o.Address), cmp.Compare(k.Target, o.Target))
+	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Address, o.Address), cmp.Compare(k.Target, o.Target),
+		cmp.Compare(k.Cluster, o.Cluster))
+}
+
+// Address is an address within a cluster: in another it may be another's.
+type Address struct {
+	Cluster ClusterID
+	IP      string
+}
+
+// Compare orders addresses by cluster.
+func (a Address) Compare(o Address) int {
+	return cmp.Or(cmp.Compare(a.Cluster, o.Cluster), cmp.Compare(a.IP, o.IP))
 }
 
 // Endpoint is one address that serves a port of a service.
@@ -80,7 +93,13 @@ type Phase string
 // after it another mesh may be.
 const Served Phase = "Member"
 
-// Membership says that a namespace belongs to the mesh.
+// NamespaceKey names a namespace of a cluster.
+type NamespaceKey struct {
+	Cluster ClusterID
+	Name    string
+}
+
+// Membership says that a namespace of one cluster belongs to the mesh.
 type Membership struct {
 	Namespace   string
 	UID         string

@@ -3,6 +3,7 @@ package resolve
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -200,17 +201,17 @@ func aliases(domains, ids []string) []string {
 // Backends is what a service's configuration depends on of all its endpoints, ready or not. It is gathered apart so that an
 // endpoint's readiness concerns its assignment only.
 type Backends struct {
-	Accounts  []string // identities, as URIs, sorted
-	Addresses []string // sorted
-	Mutual    bool     // there are endpoints whose workloads are known, and all accept mutual TLS of the mesh
+	Accounts  []string       // identities, as URIs, sorted
+	Addresses []mesh.Address // sorted
+	Mutual    bool           // there are endpoints whose workloads are known, and all accept mutual TLS of the mesh
 }
 
 // BackendsOf gathers the backends of a service from its endpoints.
 func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
-	accounts, addresses := map[string]bool{}, map[string]bool{}
+	accounts, addresses := map[string]bool{}, map[mesh.Address]bool{}
 	plain := false
 	for _, row := range rows {
-		addresses[row.Key.Address] = true
+		addresses[mesh.Address{Cluster: row.Key.Cluster, IP: row.Key.Address}] = true
 		w, known, foreign := behind(r, t, row.Val)
 		switch {
 		case known:
@@ -222,7 +223,7 @@ func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, m
 		}
 	}
 	b := Backends{Mutual: len(accounts) > 0 && !plain}
-	b.Accounts, b.Addresses = sorted(accounts), sorted(addresses)
+	b.Accounts, b.Addresses = sorted(accounts), slices.SortedFunc(maps.Keys(addresses), mesh.Address.Compare)
 	return b
 }
 
@@ -240,7 +241,7 @@ func behind(r *graph.Reader, t *Tables, e mesh.Endpoint) (w mesh.Workload, known
 		w, ok := graph.Get(r, t.Workloads, e.Workload)
 		return w, ok && slices.Contains(w.Addresses, e.Key.Address), false
 	}
-	rows := graph.Find(r, t.ByAddress, e.Key.Address)
+	rows := graph.Find(r, t.ByAddress, mesh.Address{Cluster: e.Key.Cluster, IP: e.Key.Address})
 	for _, row := range rows {
 		if row.Val.Ending && len(rows) > 1 {
 			continue // the address is its successor's

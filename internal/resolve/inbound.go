@@ -46,7 +46,7 @@ func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpe
 		}
 	}
 	for _, f := range slices.SortedFunc(slices.Values(append(selecting(r, t, w), listing(r, t, id, w)...)), func(a, b front) int {
-		return a.service.Compare(b.service.Object)
+		return a.service.Compare(b.service)
 	}) {
 		if f.target == 0 || mesh.ProxyPort(f.target) || ports[f.target].Service != 0 {
 			continue
@@ -64,40 +64,43 @@ func Inbound(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) InboundSpe
 
 // front is a service's port in front of one of a workload.
 type front struct {
-	service mesh.Service
+	service mesh.Object
 	port    mesh.Port
 	target  uint32
 }
 
-// selecting returns the ports of services whose selector a workload has, in order of a service's own.
+// selecting returns the ports of services of a workload's own cluster whose selector it has, in order of a service's own.
 func selecting(r *graph.Reader, t *Tables, w mesh.Workload) []front {
 	var out []front
 	for _, label := range slices.Sorted(maps.Keys(w.Labels)) {
-		for _, row := range graph.Find(r, t.BySelector, SelectorKey{w.Key.Namespace, label, w.Labels[label]}) {
-			if !mesh.Selects(row.Val.Selector, w.Labels) {
+		for _, row := range graph.Find(r, t.BySelector, SelectorKey{w.Key.Cluster, w.Key.Namespace, label, w.Labels[label]}) {
+			s, _ := row.Val.In(w.Key.Cluster)
+			if !mesh.Selects(s.Selector, w.Labels) {
 				continue
 			}
-			for _, p := range row.Val.Ports {
+			for _, p := range s.Ports {
 				target := p.Target
 				if p.TargetName != "" {
 					target = w.Ports[p.TargetName]
 				}
-				out = append(out, front{row.Val, p, target})
+				out = append(out, front{s.Object, p, target})
 			}
 		}
 	}
 	return out
 }
 
-// listing returns the ports of services without selector, of the workload's own namespace, whose slices have its address.
+// listing returns the ports of services without selector, of the workload's own cluster and namespace, whose slices have its
+// address.
 func listing(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) []front {
 	var out []front
 	for _, address := range w.Addresses {
-		for _, row := range graph.Find(r, t.ByBackend, Backend{id, w.Key.Namespace, address}) {
-			s, _ := graph.Get(r, t.Services, row.Key.Service)
+		for _, row := range graph.Find(r, t.ByBackend, Backend{id, w.Key.Namespace, mesh.Address{Cluster: w.Key.Cluster, IP: address}}) {
+			service, _ := graph.Get(r, t.Services, row.Key.Service)
+			s, _ := service.In(w.Key.Cluster)
 			for _, p := range s.Ports {
 				if p.Name == row.Key.Port && len(s.Selector) == 0 {
-					out = append(out, front{s, p, row.Key.Target})
+					out = append(out, front{s.Object, p, row.Key.Target})
 				}
 			}
 		}
@@ -107,14 +110,27 @@ func listing(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) []front {
 
 // Backend is an address behind services of a namespace.
 type Backend struct {
-	Mesh               mesh.ID
-	Namespace, Address string
+	Mesh      mesh.ID
+	Namespace string
+	Address   mesh.Address
 }
 
 // SelectorKeys returns under what BySelector finds a service.
-func SelectorKeys(s mesh.Service) []SelectorKey {
-	if len(s.Selector) == 0 {
-		return nil
+func SelectorKeys(s mesh.Service) (out []SelectorKey) {
+	for _, own := range s.Records {
+		if len(own.Selector) > 0 {
+			out = append(out, selectorKey(own.Ref.Cluster, s.Key.Namespace, own.Selector))
+		}
 	}
-	return []SelectorKey{selectorKey(s.Key.Namespace, s.Selector)}
+	return out
+}
+
+// VirtualKeys returns under what ByVirtual finds a service.
+func VirtualKeys(s mesh.Service) (out []mesh.Address) {
+	for _, own := range s.Records {
+		for _, a := range own.Addresses {
+			out = append(out, mesh.Address{Cluster: own.Ref.Cluster, IP: a})
+		}
+	}
+	return out
 }

@@ -14,8 +14,14 @@ import (
 // Socket is where connections are sent to.
 type Socket struct {
 	Mesh    mesh.ID
-	Address string // empty: every address that no other socket has
+	Address mesh.Address // as clients of its cluster know it; zero: every address that no other socket has
 	Port    uint32
+}
+
+// at returns the socket of another address in the same cluster.
+func (k Socket) at(ip string) Socket {
+	k.Address.IP = ip
+	return k
 }
 
 // BindingKey names a service's wish for the connections to a socket.
@@ -26,19 +32,19 @@ type BindingKey struct {
 
 // Compare orders keys by socket and service.
 func (k BindingKey) Compare(o BindingKey) int {
-	return cmp.Or(cmp.Compare(k.Socket.Mesh, o.Socket.Mesh), cmp.Compare(k.Socket.Address, o.Socket.Address),
+	return cmp.Or(cmp.Compare(k.Socket.Mesh, o.Socket.Mesh), k.Socket.Address.Compare(o.Socket.Address),
 		cmp.Compare(k.Socket.Port, o.Socket.Port), k.Service.Compare(o.Service))
 }
 
 // Binding is a service's wish for the connections to a socket.
 type Binding struct {
-	mesh.Object
-	Protocol  mesh.Protocol
-	Addresses []string // of the service, the primary one first: one listener has all of them that it gets
-	Listed    bool     // a slice names the address; it is not the service's own
-	Barred    string   // why it can't have the socket, whoever else wants it; empty: it can
-	All       bool     // everybody sees it; else Clients do
-	Clients   []string
+	mesh.Object // in the cluster of the socket; of a socket that is in none, the service's
+	Protocol    mesh.Protocol
+	Addresses   []string // of the service, the primary one first: one listener has all of them that it gets
+	Listed      bool     // a slice names the address; it is not the service's own
+	Barred      string   // why it can't have the socket, whoever else wants it; empty: it can
+	All         bool     // everybody sees it; else Clients do
+	Clients     []string
 }
 
 // Bindings emits what a service wants. Requests on one port share a socket, whatever their destination; other protocols are
@@ -50,23 +56,29 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 	}
 	for _, p := range s.Ports {
 		b := Binding{Object: s.Object, Protocol: p.Protocol, All: s.Export.All, Clients: reach}
-		add := func(address string) {
+		add := func(address mesh.Address) {
 			emit(BindingKey{Socket{s.Key.Mesh, address, p.Number}, s.Key}, b)
 		}
 		if p.Protocol.IsHTTP() {
-			add("")
+			add(mesh.Address{})
 			continue
 		}
-		b.Addresses = s.Addresses
-		for _, a := range s.Addresses {
-			add(a)
+		for _, own := range s.Records {
+			b.Object, b.Addresses = own.Object, own.Addresses
+			for _, a := range own.Addresses {
+				add(mesh.Address{Cluster: own.Ref.Cluster, IP: a})
+			}
 		}
 		if !s.Headless {
 			continue
 		}
 		backends, _ := graph.Get(r, t.Backends, s.Key)
 		for _, a := range backends.Addresses {
-			b.Addresses, b.Listed, b.Barred = []string{a}, true, barred(r, t, s, a)
+			own, ok := s.In(a.Cluster)
+			if !ok {
+				continue
+			}
+			b.Object, b.Addresses, b.Listed, b.Barred = own.Object, []string{a.IP}, true, barred(r, t, s, a)
 			add(a)
 		}
 	}
@@ -74,7 +86,7 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 
 // barred says why a slice may not name an address for a service: slices are written by users, and what is another service's,
 // or another namespace's workload's, is not theirs to take.
-func barred(r *graph.Reader, t *Tables, s mesh.Service, address string) string {
+func barred(r *graph.Reader, t *Tables, s mesh.Service, address mesh.Address) string {
 	for _, row := range graph.Find(r, t.ByVirtual, address) {
 		return "is the address of " + row.Val.Ref.String()
 	}
@@ -109,7 +121,7 @@ func Arbitrate(rows []graph.Row[BindingKey, Binding]) []Won {
 		}
 	}
 	everybody, all := best[""]
-	if all && rows[0].Key.Socket.Address == "" {
+	if all && rows[0].Key.Socket.Address == (mesh.Address{}) {
 		return []Won{everybody} // the listener of requests is the same whoever has it
 	}
 	var out []Won
@@ -141,10 +153,10 @@ func winner(won []Won, client string) (Won, bool) {
 // Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does, or nobody can
 // tell: services that share endpoints, as the two of a StatefulSet often do, differ in name only.
 func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string {
-	if k.Socket.Address == "" {
+	if k.Socket.Address == (mesh.Address{}) {
 		return "" // requests are told apart by their host
 	}
-	what := "connections to " + k.Socket.Address
+	what := "connections to " + k.Socket.Address.IP
 	if b.Listed {
 		what = "connections to an address of its endpoints" // there may be many
 	}
@@ -229,31 +241,32 @@ func ProxyOf(c mesh.Config) ProxySpec {
 // Listeners emits the listener that begins at a socket, in each layer that has another one than everybody, or none.
 func Listeners(r *graph.Reader, t *Tables, k Socket, won []Won, sockets *graph.Table[Socket, []Won], emit func(ListenerKey, ListenerSpec)) {
 	for _, f := range []Families{IPv4, IPv4 | IPv6} {
-		used := func(client string) (Layer, bool) {
-			l := Layer{Mesh: k.Mesh, Namespace: client, Families: f}
-			_, ok := graph.Get(r, t.Layers, l)
-			return l, ok
+		for _, all := range graph.Find(r, t.InClusters, Layer{Mesh: k.Mesh, Families: f}) {
+			if c := k.Address.Cluster; c == "" || c == all.Key.Cluster {
+				listeners(r, t, k, won, sockets, all.Key, emit)
+			}
 		}
-		all, ok := used("")
-		if !ok {
+	}
+}
+
+// listeners is Listeners for clients of one cluster and of the same families; all is the layer of everybody among them.
+func listeners(r *graph.Reader, t *Tables, k Socket, won []Won, sockets *graph.Table[Socket, []Won], all Layer, emit func(ListenerKey, ListenerSpec)) {
+	everybody, had := listener(r, k, won, sockets, "", all.Families)
+	if had {
+		emit(ListenerKey{all, everybody.Name}, everybody)
+	}
+	for _, client := range viewers(r, k, won, sockets) {
+		own := all
+		own.Namespace = client
+		if _, used := graph.Get(r, t.Layers, own); !used {
 			continue
 		}
-		everybody, had := listener(r, k, won, sockets, "", f)
-		if had {
-			emit(ListenerKey{all, everybody.Name}, everybody)
-		}
-		for _, client := range viewers(r, k, won, sockets) {
-			own, ok := used(client)
-			if !ok {
-				continue
-			}
-			spec, has := listener(r, k, won, sockets, client, f)
-			switch {
-			case !has && had:
-				emit(ListenerKey{own, everybody.Name}, ListenerSpec{Name: everybody.Name, Hidden: true, Origin: everybody.Origin})
-			case has && !(had && spec.Content() == everybody.Content()):
-				emit(ListenerKey{own, spec.Name}, spec)
-			}
+		spec, has := listener(r, k, won, sockets, client, all.Families)
+		switch {
+		case !has && had:
+			emit(ListenerKey{own, everybody.Name}, ListenerSpec{Name: everybody.Name, Hidden: true, Origin: everybody.Origin})
+		case has && !(had && spec.Content() == everybody.Content()):
+			emit(ListenerKey{own, spec.Name}, spec)
 		}
 	}
 }
@@ -263,7 +276,7 @@ func viewers(r *graph.Reader, k Socket, won []Won, sockets *graph.Table[Socket, 
 	set := map[string]bool{}
 	for _, w := range won {
 		for _, a := range w.Addresses {
-			others, _ := graph.Get(r, sockets, Socket{k.Mesh, a, k.Port})
+			others, _ := graph.Get(r, sockets, k.at(a))
 			for _, o := range others {
 				set[o.Client] = true
 			}
@@ -281,7 +294,7 @@ func listener(r *graph.Reader, k Socket, won []Won, sockets *graph.Table[Socket,
 		return ListenerSpec{}, false
 	}
 	spec := ListenerSpec{Port: k.Port, Origin: w.Ref.String()}
-	if k.Address == "" {
+	if k.Address == (mesh.Address{}) {
 		if spec.Addresses = []string{"0.0.0.0"}; f&IPv6 != 0 {
 			spec.Addresses = append(spec.Addresses, "::")
 		}
@@ -293,15 +306,15 @@ func listener(r *graph.Reader, k Socket, won []Won, sockets *graph.Table[Socket,
 		if FamiliesOf([]string{a})&^f != 0 {
 			continue
 		}
-		others, _ := graph.Get(r, sockets, Socket{k.Mesh, a, k.Port})
+		others, _ := graph.Get(r, sockets, k.at(a))
 		if o, ok := winner(others, client); ok && o.Service == w.Service {
 			spec.Addresses = append(spec.Addresses, a)
 		}
 	}
-	if len(spec.Addresses) == 0 || spec.Addresses[0] != k.Address {
+	if len(spec.Addresses) == 0 || spec.Addresses[0] != k.Address.IP {
 		return ListenerSpec{}, false
 	}
-	spec.Name = fmt.Sprintf("%s_%d", k.Address, k.Port)
+	spec.Name = fmt.Sprintf("%s_%d", k.Address.IP, k.Port)
 	cluster := ClusterName(w.Service, k.Port, "")
 	if w.Protocol == mesh.Auto {
 		spec.Chains, spec.Inspected = []Chain{{Route: sniffedRoute(w.Service, k.Port), Stat: spec.Name, Sniffed: true}}, true

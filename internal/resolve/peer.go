@@ -73,12 +73,12 @@ func PeeringFor(r *graph.Reader, t *Tables, id mesh.ID, w mesh.Workload) Peering
 	find(&root, SelectorKey{Namespace: t.ConfigOf(r, id).RootNamespace})
 	find(&own, SelectorKey{Namespace: w.Key.Namespace})
 	for _, label := range slices.Sorted(maps.Keys(w.Labels)) {
-		find(&own, SelectorKey{w.Key.Namespace, label, w.Labels[label]})
+		find(&own, SelectorKey{Namespace: w.Key.Namespace, Label: label, Value: w.Labels[label]})
 	}
 	return PeeringOf(root, own, w.Labels)
 }
 
-// PolicyKeys returns under what ByLabel finds a policy.
+// PolicyKeys returns under what ByLabel finds a policy: it is for workloads of its namespace in every cluster.
 func PolicyKeys(p mesh.PeerPolicy) []SelectorKey {
-	return []SelectorKey{selectorKey(p.Namespace, p.Selector)}
+	return []SelectorKey{selectorKey("", p.Namespace, p.Selector)}
 }

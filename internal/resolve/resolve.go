@@ -15,12 +15,14 @@ import (
 
 // Tables are what resolving reads.
 type Tables struct {
+	Home       mesh.ClusterID // where the control plane is; what clients of that cluster hold is made before the first connects
 	Config     *graph.Table[mesh.ID, mesh.Config]
-	Members    *graph.Table[string, mesh.Membership]
+	Members    *graph.Table[mesh.NamespaceKey, mesh.Membership]
 	Services   *graph.Table[mesh.ServiceKey, mesh.Service]
 	Workloads  *graph.Table[mesh.WorkloadKey, mesh.Workload]
 	Layers     *graph.Table[Layer, struct{}]           // those that connected clients hold, and the mesh's own
 	NodeLayers *graph.Index[Layer, Layer, struct{}]    // layers of nodes, by the layer for clients on whatever node
+	InClusters *graph.Index[Layer, Layer, struct{}]    // layers of clusters, by the layer for clients of whatever cluster
 	ByNode     *graph.Table[Layer, struct{}]           // whose clients, everybody or those of a namespace, see a service that asks for their node
 	Peerings   *graph.Table[mesh.WorkloadKey, Peering] // of workloads that are known
 	Reach      *graph.Table[mesh.ServiceKey, []string] // connected client namespaces that a service is exported to by name
@@ -28,9 +30,9 @@ type Tables struct {
 	Seen       *graph.Table[mesh.ServiceKey, []View]
 	Backends   *graph.Table[mesh.ServiceKey, Backends]
 	ByAlias    *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that are another name of a host
-	ByVirtual  *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that own an address
+	ByVirtual  *graph.Index[mesh.Address, mesh.ServiceKey, mesh.Service]      // services that own an address
 	BySelector *graph.Index[SelectorKey, mesh.ServiceKey, mesh.Service]       // services that may select a workload
-	ByAddress  *graph.Index[string, mesh.WorkloadKey, mesh.Workload]          // workloads that own an address
+	ByAddress  *graph.Index[mesh.Address, mesh.WorkloadKey, mesh.Workload]    // workloads that own an address
 	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
 	ByBackend  *graph.Index[Backend, mesh.EndpointKey, mesh.Endpoint]
 	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
@@ -41,16 +43,19 @@ type Tables struct {
 }
 
 // SelectorKey finds what has a label as the first pair of its selector, and by it the few things that may select a workload
-// with that label; without a label, what has no selector.
-type SelectorKey struct{ Namespace, Label, Value string }
+// with that label; without a label, what has no selector. What is for workloads of every cluster is under none.
+type SelectorKey struct {
+	Cluster                 mesh.ClusterID
+	Namespace, Label, Value string
+}
 
 // selectorKey returns under what a selector is found.
-func selectorKey(namespace string, selector map[string]string) SelectorKey {
+func selectorKey(c mesh.ClusterID, namespace string, selector map[string]string) SelectorKey {
 	if len(selector) == 0 {
-		return SelectorKey{Namespace: namespace}
+		return SelectorKey{Cluster: c, Namespace: namespace}
 	}
 	first := slices.Min(slices.Collect(maps.Keys(selector)))
-	return SelectorKey{namespace, first, selector[first]}
+	return SelectorKey{c, namespace, first, selector[first]}
 }
 
 // ConfigOf reads the configuration of a mesh.
@@ -60,8 +65,8 @@ func (t *Tables) ConfigOf(r *graph.Reader, id mesh.ID) mesh.Config {
 }
 
 // Serves reports whether a namespace's objects count, and its clients are served.
-func (t *Tables) Serves(r *graph.Reader, namespace string) bool {
-	m, ok := graph.Get(r, t.Members, namespace)
+func (t *Tables) Serves(r *graph.Reader, c mesh.ClusterID, namespace string) bool {
+	m, ok := graph.Get(r, t.Members, mesh.NamespaceKey{Cluster: c, Name: namespace})
 	return ok && m.Phase == mesh.Served
 }
 

@@ -14,16 +14,17 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// HostKey names a virtual host as clients of a namespace see it.
+// HostKey names a virtual host as clients of a namespace in a cluster see it.
 type HostKey struct {
 	Service mesh.ServiceKey
 	Port    uint32
-	Client  string // the namespace whose clients know it by more names; empty: everybody
+	Cluster mesh.ClusterID // whose addresses of the service are among its names
+	Client  string         // the namespace whose clients know it by more names; empty: everybody
 }
 
-// Compare orders keys by service, port and client.
+// Compare orders keys by service, port, client and cluster.
 func (k HostKey) Compare(o HostKey) int {
-	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Client, o.Client))
+	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Client, o.Client), cmp.Compare(k.Cluster, o.Cluster))
 }
 
 // HostSpec is all that a virtual host depends on.
@@ -54,14 +55,9 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host))
 	others := aliased(r, t, s)
 	clients := audiences(r, t, s)
 	if s.Export.All {
-		set := map[string]bool{}
-		if t.Used(r, s.Key.Mesh, s.Key.Namespace) {
-			set[s.Key.Namespace] = true
-		}
+		set := map[string]bool{s.Key.Namespace: true}
 		for _, a := range others {
-			if t.Used(r, s.Key.Mesh, a.Key.Namespace) {
-				set[a.Key.Namespace] = true
-			}
+			set[a.Key.Namespace] = true
 			reach, _ := graph.Get(r, t.Reach, a.Key)
 			for _, ns := range reach {
 				set[ns] = true
@@ -76,18 +72,22 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host))
 				domains = append(domains, names(a, client)...)
 			}
 		}
-		for _, a := range s.Addresses {
-			if strings.Contains(a, ":") {
-				a = "[" + a + "]" // as an authority has it
-			}
-			domains = append(domains, a)
-		}
-		for _, p := range s.Ports {
-			if p.Protocol.IsHTTP() {
-				spec := HostSpec{
-					Name: sniffedRoute(s.Key, p.Number), Domains: domains, Cluster: ClusterName(s.Key, p.Number, ""), Origin: s.Ref.String(),
+		for _, c := range t.clusters(r, s.Key.Mesh, client) {
+			in := slices.Clone(domains)
+			own, _ := s.In(c)
+			for _, a := range own.Addresses {
+				if strings.Contains(a, ":") {
+					a = "[" + a + "]" // as an authority has it
 				}
-				emit(HostKey{Service: s.Key, Port: p.Number, Client: client}, Host{spec, spec.Content(), s.Object})
+				in = append(in, a)
+			}
+			for _, p := range s.Ports {
+				if p.Protocol.IsHTTP() {
+					spec := HostSpec{
+						Name: sniffedRoute(s.Key, p.Number), Domains: in, Cluster: ClusterName(s.Key, p.Number, ""), Origin: s.Ref.String(),
+					}
+					emit(HostKey{Service: s.Key, Port: p.Number, Cluster: c, Client: client}, Host{spec, spec.Content(), s.Object})
+				}
 			}
 		}
 	}
@@ -128,8 +128,9 @@ func names(s mesh.Service, client string) []string {
 
 // PortKey finds the virtual hosts of a port that are a client's own, or with an empty client everybody's.
 type PortKey struct {
-	Port   uint32
-	Client string
+	Port    uint32
+	Cluster mesh.ClusterID
+	Client  string
 }
 
 // RouteKey names the route configuration of a port in a layer.
@@ -174,9 +175,9 @@ func (s RouteSpec) Content() Content {
 // Route gathers the virtual hosts of a route configuration: the layer's own variants, and everybody's for the rest. Of two that
 // want one domain the older has it: Envoy would refuse all of them.
 func Route(r *graph.Reader, byPort *graph.Index[PortKey, HostKey, Host], k RouteKey) RouteSpec {
-	hosts := graph.Find(r, byPort, PortKey{k.Port, ""})
+	hosts := graph.Find(r, byPort, PortKey{k.Port, k.Layer.Cluster, ""})
 	if k.Layer.Namespace != "" {
-		hosts = overlay(hosts, graph.Find(r, byPort, PortKey{k.Port, k.Layer.Namespace}))
+		hosts = overlay(hosts, graph.Find(r, byPort, PortKey{k.Port, k.Layer.Cluster, k.Layer.Namespace}))
 	}
 	spec := RouteSpec{Name: fmt.Sprint(k.Port), Hosts: make([]Content, 0, len(hosts))}
 	lost := arbitrate(hosts)

@@ -66,7 +66,7 @@ type Scope struct {
 
 // ScopeOf returns the scope of a client. It returns false while its namespace is not served.
 func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
-	if !t.Serves(r, c.Workload.Namespace) {
+	if !t.Serves(r, c.Workload.Cluster, c.Workload.Namespace) {
 		return Scope{}, false
 	}
 	labels, addresses, node := c.Labels, c.Addresses, c.Node
@@ -107,6 +107,7 @@ func asksNode(r *graph.Reader, t *Tables, id mesh.ID, namespace string) bool {
 // Empty fields are what they do not depend on.
 type Layer struct {
 	Mesh      mesh.ID
+	Cluster   mesh.ClusterID
 	Namespace string
 	Families  Families
 	Node      mesh.ObjectKey
@@ -119,8 +120,10 @@ func (s Scope) Layers() []Layer {
 	layers := []Layer{
 		{Mesh: s.Mesh},
 		{Mesh: s.Mesh, Namespace: s.Namespace},
-		{Mesh: s.Mesh, Families: f},
-		{Mesh: s.Mesh, Namespace: s.Namespace, Families: f},
+		{Mesh: s.Mesh, Cluster: s.Cluster},
+		{Mesh: s.Mesh, Cluster: s.Cluster, Namespace: s.Namespace},
+		{Mesh: s.Mesh, Cluster: s.Cluster, Families: f},
+		{Mesh: s.Mesh, Cluster: s.Cluster, Namespace: s.Namespace, Families: f},
 	}
 	if s.Node != (mesh.ObjectKey{}) {
 		layers = append(layers, Layer{Mesh: s.Mesh, Node: s.Node}, Layer{Mesh: s.Mesh, Namespace: s.Namespace, Node: s.Node})
@@ -135,6 +138,26 @@ func NodeLayerOf(l Layer) []Layer {
 	}
 	l.Node = mesh.ObjectKey{}
 	return []Layer{l}
+}
+
+// ClusterLayerOf returns under what InClusters finds a layer of a cluster: the layer for clients of whatever cluster.
+func ClusterLayerOf(l Layer) []Layer {
+	if l.Cluster == "" {
+		return nil
+	}
+	l.Cluster = ""
+	return []Layer{l}
+}
+
+// clusters returns those in which clients of a namespace are connected; of everybody, the plane's own too.
+func (t *Tables) clusters(r *graph.Reader, id mesh.ID, namespace string) (out []mesh.ClusterID) {
+	for _, row := range graph.Find(r, t.InClusters, Layer{Mesh: id, Namespace: namespace}) {
+		out = append(out, row.Key.Cluster)
+	}
+	if namespace == "" && !slices.Contains(out, t.Home) {
+		out = append(out, t.Home)
+	}
+	return out
 }
 
 // Used reports whether clients of a namespace are connected: nothing is made for others.
