@@ -147,6 +147,7 @@ func clientOf(caller identity.Caller, n xds.Node) resolve.Client {
 		Ports:     ingest.PodPorts(n.MetaText("POD_PORTS", maxLabels)),
 		Addresses: ingest.Addresses(n.Meta("INSTANCE_IPS") + "," + first),
 	}
+	said.Network = strings.Clone(n.Meta("NETWORK"))
 	if name := n.Meta("NODE_NAME"); name != "" {
 		said.Node = mesh.ObjectKey{Cluster: caller.Cluster, Name: name}
 	}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/resolve"
 	"github.com/heddle-mesh/heddle/internal/xds/xdstest"
 )
 
@@ -434,5 +436,135 @@ func TestProxiesOfOneName(t *testing.T) {
 	}
 	if code, _ := d.page("why?proxyID=cart-1.shop"); code != 200 {
 		t.Error("the other's stream has ended too")
+	}
+}
+
+// networks labels the system namespace of each cluster with the network of its pods.
+func (w *world) networks(t *testing.T, of map[mesh.ClusterID]string) {
+	t.Helper()
+	for c, network := range of {
+		labels := ""
+		if network != "" {
+			labels = "topology.istio.io/network: " + network
+		}
+		w.in(c).apply(t, fmt.Sprintf(`{kind: Membership, metadata: {name: istio-system}, spec: {namespace: istio-system, phase: Member, labels: {%s}}}`, labels))
+	}
+}
+
+// Clients are told of endpoints that they can reach: those on their own network, and where one of both says of no network.
+func TestEndpointsOfOwnNetwork(t *testing.T) {
+	w, proxies := newClusters(t)
+	const (
+		web = "outbound|80||web.shop.svc.cluster.local"
+		c1  = "  10.0.0.1:8080 workload=web-1;shop;web;;c1 tlsMode=istio"
+		c2  = "  10.0.0.1:8088 workload=web-1;shop;web;;c2"
+		far = "  10.0.0.2:8080 workload=web-2;shop;web;;c1 tlsMode=istio"
+		out = "  10.0.0.5:8088" // an address that no pod has
+	)
+	w.apply(t, `
+kind: EndpointSlice
+metadata: {name: web-y, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.2], conditions: {ready: true}}]
+ports: [{name: http, port: 8080}]
+---
+{kind: Pod, metadata: {name: web-2, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio, topology.istio.io/network: west}},
+  status: {podIP: 10.0.0.2, phase: Running}}
+---
+{kind: DestinationRule, metadata: {name: web, namespace: shop}, spec: {host: web, exportTo: [.], subsets: [{name: front, labels: {tier: front}}]}}`)
+	w.in("c2").apply(t, `
+kind: EndpointSlice
+metadata: {name: web-y, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.5], conditions: {ready: true}}]
+ports: [{name: http, port: 8088}]`)
+	second := w.connect("shop", "web-2", "10.0.0.2")
+	unseen := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: "shop", Name: "new-1"}
+	w.presence.source.Set(unseen, resolve.Client{Workload: unseen, Network: "west"})
+	silent := w.connect("shop", "new-2", "10.0.0.9")
+	for _, step := range []struct {
+		networks                             map[mesh.ClusterID]string
+		first, other, second, unseen, silent []string
+		front                                string // what the first is told of the subset of c2's pods
+	}{
+		{
+			networks: map[mesh.ClusterID]string{},
+			first:    []string{c1, c2, far, out}, other: []string{c1, c2, far, out}, second: []string{c1, c2, far, out},
+			unseen: []string{c1, c2, far, out}, silent: []string{c1, c2, far, out}, front: "// weight 1\n" + c2,
+		},
+		{
+			networks: map[mesh.ClusterID]string{"c1": "east", "c2": "west"},
+			first:    []string{c1}, other: []string{c2, far, out}, second: []string{c2, far, out},
+			unseen: []string{c2, far, out}, silent: []string{c1},
+		},
+		{
+			networks: map[mesh.ClusterID]string{"c1": "east", "c2": "east"},
+			first:    []string{c1, c2, out}, other: []string{c1, c2, out}, second: []string{far},
+			unseen: []string{far}, silent: []string{c1, c2, out}, front: "// weight 1\n" + c2,
+		},
+		{
+			networks: map[mesh.ClusterID]string{"c1": "east", "c2": ""},
+			first:    []string{c1, c2, out}, other: []string{c1, c2, far, out}, second: []string{c2, far, out},
+			unseen: []string{c2, far, out}, silent: []string{c1, c2, out}, front: "// weight 1\n" + c2,
+		},
+	} {
+		w.networks(t, step.networks)
+		w.graph.Step()
+		for _, client := range []struct {
+			who  string
+			k    mesh.WorkloadKey
+			want []string
+		}{
+			{"of c1", proxies["c1"], step.first}, {"of c2", proxies["c2"], step.other}, {"of c1 that is in the west", second, step.second},
+			{"of c1 that says so", unseen, step.unseen}, {"of c1 that says nothing", silent, step.silent},
+		} {
+			want := fmt.Sprintf("// weight %d\n%s", len(client.want), strings.Join(client.want, "\n"))
+			wantText(t, fmt.Sprint(step.networks, ": a client ", client.who), endpointsView(t, w.holds(client.k)[assignmentType][web]), want)
+		}
+		wantText(t, fmt.Sprint(step.networks, ": the subset"),
+			endpointsView(t, w.holds(proxies["c1"])[assignmentType]["outbound|80|front|web.shop.svc.cluster.local"]), step.front)
+	}
+}
+
+// Of two endpoints at one address and port of one network a client is told once: Envoy knows them by that.
+func TestEndpointsOfOneAddress(t *testing.T) {
+	w, proxies := newClusters(t)
+	w.in("c2").apply(t, `
+kind: EndpointSlice
+metadata: {name: web-x, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.1], conditions: {ready: true}}]
+ports: [{name: http, port: 8080}]`)
+	wantText(t, "both", endpointsView(t, w.holds(proxies["c2"])[assignmentType]["outbound|80||web.shop.svc.cluster.local"]), `
+// weight 1
+  10.0.0.1:8080 workload=web-1;shop;web;;c1 tlsMode=istio`)
+}
+
+// Where there is one network only, it costs nothing that it has a name.
+func TestOneNetworkCostsNothing(t *testing.T) {
+	plain, named := newCity(20, 3), newRegion(10, 0, 3)
+	named.Memberships.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "istio-system", Name: "istio-system"}, &heddlev1alpha1.Membership{
+		Spec: heddlev1alpha1.MembershipSpec{Namespace: "istio-system", Phase: heddlev1alpha1.Member, Labels: map[string]string{"topology.istio.io/network": "east"}},
+	})
+	for s := range 20 {
+		named.build(s)
+	}
+	for s := range 10 {
+		named.connect(s, 0)
+	}
+	named.graph.Step()
+	sameWork(t, "an endpoint", plain, named, func(c *city) { c.endpoints(7, false) })
+	sameWork(t, "a service", plain, named, func(c *city) { c.build(20) })
+	rows := func(c *city) map[string]int {
+		out := map[string]int{}
+		for _, m := range c.graph.Meters() {
+			if strings.HasSuffix(m.Name, "assignments") || m.Name == "entries" {
+				out[m.Name] = m.Rows
+			}
+		}
+		return out
+	}
+	if had, has := rows(plain), rows(named); !maps.Equal(had, has) {
+		t.Errorf("there are %v rows, without a name of the network %v", has, had)
 	}
 }

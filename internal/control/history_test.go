@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -49,6 +50,9 @@ func (d dice) object() metav1.Object {
 	switch d.IntN(28) / 2 {
 	case 0:
 		ns := d.namespace()
+		if d.IntN(4) == 0 {
+			return d.system()
+		}
 		return &heddlev1alpha1.Membership{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: ns},
 			Spec:       heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Phase(d.one("Member", "Member", "Member", "Member", "Member", "Member", "Joining", "Leaving"))},
@@ -63,6 +67,9 @@ func (d dice) object() metav1.Object {
 		o := &corev1.Pod{ObjectMeta: d.meta(d.one("p1", "p2", "p3"))}
 		o.Labels["security.istio.io/tlsMode"] = d.one("istio", "istio", "off")
 		o.Spec = corev1.PodSpec{ServiceAccountName: d.one("s1", "s2"), NodeName: d.one("k1", "k2"), HostNetwork: d.IntN(8) == 0}
+		if d.IntN(3) == 0 {
+			maps.Copy(o.Labels, d.network())
+		}
 		if d.IntN(8) == 0 {
 			o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1000, 0)}
 		}
@@ -75,6 +82,18 @@ func (d dice) object() metav1.Object {
 	default:
 		return d.rule()
 	}
+}
+
+// system is the membership that says on which network the cluster is.
+func (d dice) system() *heddlev1alpha1.Membership {
+	return &heddlev1alpha1.Membership{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio-system"},
+		Spec:       heddlev1alpha1.MembershipSpec{Namespace: "istio-system", Phase: heddlev1alpha1.Member, Labels: d.network()},
+	}
+}
+
+func (d dice) network() map[string]string {
+	return map[string]string{"topology.istio.io/network": d.one("east", "west")}
 }
 
 func (d dice) address(namespace string) string {
@@ -212,12 +231,16 @@ func (h held) lines() map[string]string {
 
 // What a pipeline holds after any history is what it makes of the objects that are left, all at once.
 func TestPipelineEqualsRecomputation(t *testing.T) {
-	compared, nodes, clusters := 0, map[string]int{}, map[string]int{}
+	compared, nodes, clusters, networks := 0, map[string]int{}, map[string]int{}, map[string]int{}
 	for seed := range uint64(12) {
 		d := dice{rand.New(rand.NewPCG(seed, 1))}
 		h, w := history{}, newWorld("a")
 		h.join(w, "n0", "n1", "n2")
 		h.join(w.in("c2"), "n0", "n1", "n3")
+		if seed%2 == 1 {
+			h.set(w, d.system(), false)
+			h.set(w.in("c2"), d.system(), false)
+		}
 		var config *meshv1alpha1.MeshConfig
 		for round := range 60 {
 			if d.IntN(8) == 0 {
@@ -241,9 +264,10 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 			got, want := w.held.lines(), fresh.held.lines()
 			compared += len(want)
 			for k := range want {
-				if at := strings.Split(k, "/"); at[0] == "layer" { // /mesh/cluster/namespace/families/cluster/node
+				if at := strings.Split(k, "/"); at[0] == "layer" { // /mesh/cluster/namespace/families/network/cluster/node
 					clusters[at[2]]++
-					nodes[at[5]+"/"+at[6][:min(2, len(at[6]))]]++
+					networks[at[5]]++
+					nodes[at[6]+"/"+at[7][:min(2, len(at[7]))]]++
 				}
 				if got[k] != want[k] {
 					t.Errorf("seed %d, round %d: %s is %q, recomputed %q", seed, round, k, got[k], want[k])
@@ -264,6 +288,9 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 	}
 	if nodes["c1/k1"] < 100 || nodes["c1/k2"] < 100 {
 		t.Errorf("of nodes, %v were compared, too few to tell", nodes)
+	}
+	if networks["east"]+networks["west"] < 20 {
+		t.Errorf("of networks, %v were compared, too few to tell", networks)
 	}
 	if clusters["c1"] < 500 || clusters["c2"] < 300 {
 		t.Errorf("of clusters, %v were compared, too few to tell", clusters)

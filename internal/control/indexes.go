@@ -78,12 +78,18 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 				emit(k, reach)
 			}
 		})
-	t.Seen = graph.Derive(g, "services.seen", t.Services, graph.TableOptions[[]resolve.View]{},
-		func(r *graph.Reader, k mesh.ServiceKey, s mesh.Service, emit func(mesh.ServiceKey, []resolve.View)) {
-			emit(k, resolve.SeenOf(r, t, s))
-		})
 	t.Backends = graph.Group(g, "backends", t.ByService, graph.TableOptions[resolve.Backends]{},
 		func(r *graph.Reader, k mesh.ServiceKey, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint], emit func(mesh.ServiceKey, resolve.Backends)) {
 			emit(k, resolve.BackendsOf(r, t, rows))
+		})
+	t.Spread = graph.NewIndex(t.Backends, "backends.networks", func(k mesh.ServiceKey, b resolve.Backends) []mesh.ServiceKey {
+		if len(b.Networks) == 0 {
+			return nil
+		}
+		return []mesh.ServiceKey{k}
+	})
+	t.Seen = graph.Derive(g, "services.seen", t.Services, graph.TableOptions[[]resolve.View]{},
+		func(r *graph.Reader, k mesh.ServiceKey, s mesh.Service, emit func(mesh.ServiceKey, []resolve.View)) {
+			emit(k, resolve.SeenOf(r, t, s))
 		})
 }

@@ -22,15 +22,26 @@ func (p *Pipeline) records(g *graph.Graph) {
 	t.Home = p.home
 	self := graph.NewSource[mesh.ID, string](g, "mesh", nil)
 	self.Set(p.id, p.system)
-	t.Config = graph.Derive(g, "config", self.Table, graph.TableOptions[mesh.Config]{},
-		func(r *graph.Reader, id mesh.ID, system string, emit func(mesh.ID, mesh.Config)) {
-			m, _ := graph.Get(r, p.MeshConfig.Table, id)
-			emit(id, ingest.Config(id, system, m))
-		})
 	t.Members = graph.Derive(g, "members", p.Memberships.Table, graph.TableOptions[mesh.Membership]{},
 		func(_ *graph.Reader, k mesh.ObjectKey, o *heddlev1alpha1.Membership, emit func(mesh.NamespaceKey, mesh.Membership)) {
 			m := ingest.Membership(o)
 			emit(mesh.NamespaceKey{Cluster: k.Cluster, Name: m.Namespace}, m)
+		})
+	systems := graph.NewIndex(t.Members, "members.system", func(k mesh.NamespaceKey, _ mesh.Membership) []string {
+		if k.Name != p.system {
+			return nil
+		}
+		return []string{k.Name}
+	})
+	t.Config = graph.Derive(g, "config", self.Table, graph.TableOptions[mesh.Config]{},
+		func(r *graph.Reader, id mesh.ID, system string, emit func(mesh.ID, mesh.Config)) {
+			m, _ := graph.Get(r, p.MeshConfig.Table, id)
+			c, in := ingest.Config(id, system, m), map[mesh.ClusterID]mesh.Membership{}
+			for _, row := range graph.Find(r, systems, system) {
+				in[row.Key.Cluster] = row.Val
+			}
+			c.Networks = ingest.Networks(in)
+			emit(id, c)
 		})
 	inClusters := graph.NewIndex(p.Services.Table, "services.clusters", func(k mesh.ObjectKey, _ *corev1.Service) []mesh.ObjectKey {
 		k.Cluster = "" // an object of its name is the same service in each
@@ -130,6 +141,7 @@ func (p *Pipeline) inUse(g *graph.Graph) {
 			}
 		})
 	t.InClusters = graph.NewIndex(t.Layers, "layers.cluster", func(l resolve.Layer, _ struct{}) []resolve.Layer { return resolve.ClusterLayerOf(l) })
+	t.NetworkLayers = graph.NewIndex(t.Layers, "layers.network", func(l resolve.Layer, _ struct{}) []resolve.Layer { return resolve.NetworkLayerOf(l) })
 	t.NodeLayers = graph.NewIndex(t.Layers, "layers.node", func(l resolve.Layer, _ struct{}) []resolve.Layer { return resolve.NodeLayerOf(l) })
 }
 

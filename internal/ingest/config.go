@@ -35,6 +35,21 @@ func Config(id mesh.ID, system string, m *meshv1alpha1.MeshConfig) mesh.Config {
 	return c
 }
 
+// Networks reads from the Memberships of the mesh's system namespace, of which each cluster has one, on which networks the
+// clusters are.
+func Networks(systems map[mesh.ClusterID]mesh.Membership) map[mesh.ClusterID]string {
+	var out map[mesh.ClusterID]string
+	for c, m := range systems {
+		if n := m.Labels[networkLabel]; n != "" {
+			if out == nil {
+				out = map[mesh.ClusterID]string{}
+			}
+			out[c] = n
+		}
+	}
+	return out
+}
+
 // Membership reads which namespace belongs to the mesh, and how far it has come.
 func Membership(m *heddlev1alpha1.Membership) mesh.Membership {
 	return mesh.Membership{

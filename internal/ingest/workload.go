@@ -11,6 +11,7 @@ import (
 )
 
 const (
+	networkLabel      = "topology.istio.io/network"
 	tlsModeLabel      = "security.istio.io/tlsMode"
 	canonicalName     = "service.istio.io/canonical-name"
 	canonicalRevision = "service.istio.io/canonical-revision"
@@ -41,6 +42,7 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 	w := mesh.Workload{
 		Key:         mesh.WorkloadKey{Cluster: k.Cluster, Kind: mesh.KindPod, Namespace: k.Namespace, Name: k.Name},
 		UID:         string(p.UID),
+		Network:     c.Network(k.Cluster, p.Labels[networkLabel]),
 		HostNetwork: p.Spec.HostNetwork,
 		Identity: mesh.Identity{
 			TrustDomain: c.TrustDomains[0], Namespace: k.Namespace,

@@ -31,7 +31,8 @@ type Workload struct {
 	Key         WorkloadKey
 	UID         string
 	Addresses   []string
-	HostNetwork bool // its addresses are the node's and name nobody
+	Network     string // in which others reach its addresses; empty: they do from everywhere
+	HostNetwork bool   // its addresses are the node's and name nobody
 	Identity    Identity
 	Labels      map[string]string
 	Locality    Locality

@@ -43,6 +43,7 @@ type AssignmentKey struct {
 	Subset  string
 	Labels  Content        // of the subset
 	Forced  bool           // mutual TLS, whatever the endpoint accepts
+	Network string         // of the clients, if they are on one from which some of the endpoints cannot be reached
 	Node    mesh.ObjectKey // of the clients, if they use endpoints on their own only
 }
 
@@ -50,12 +51,13 @@ type AssignmentKey struct {
 func (k AssignmentKey) Compare(o AssignmentKey) int {
 	forced := map[bool]int{true: 1}
 	return cmp.Or(k.Service.Compare(o.Service), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Subset, o.Subset),
-		k.Labels.Compare(o.Labels), cmp.Compare(forced[k.Forced], forced[o.Forced]), k.Node.Compare(o.Node))
+		k.Labels.Compare(o.Labels), cmp.Compare(forced[k.Forced], forced[o.Forced]),
+		cmp.Compare(k.Network, o.Network), k.Node.Compare(o.Node))
 }
 
 // Entry is a cluster and its assignment as a layer has them.
 type Entry struct {
-	Cluster    ClusterKey // zero in a layer of a node, which changes nothing of the cluster
+	Cluster    ClusterKey // zero in a layer of a node or network, which changes nothing of the cluster
 	Assignment AssignmentKey
 }
 
@@ -84,7 +86,11 @@ func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, Ent
 				k := EntryKey{Layer{Mesh: s.Key.Mesh, Namespace: v.Client}, ClusterName(s.Key, p.Number, subset.Name)}
 				emit(k, e, said, subset.Labels)
 				if !s.Local {
-					continue
+					for _, network := range v.Networks {
+						k.Layer.Network, e.Cluster, e.Assignment.Network = network, ClusterKey{}, network
+						emit(k, e, said, subset.Labels)
+					}
+					continue // clients use endpoints on their own node, which are on their network
 				}
 				for _, row := range graph.Find(r, t.NodeLayers, k.Layer) {
 					k.Layer, e.Cluster, e.Assignment.Node = row.Key, ClusterKey{}, row.Key.Node
@@ -203,16 +209,20 @@ func aliases(domains, ids []string) []string {
 type Backends struct {
 	Accounts  []string       // identities, as URIs, sorted
 	Addresses []mesh.Address // sorted
+	Networks  []string       // on which some are, sorted
 	Mutual    bool           // there are endpoints whose workloads are known, and all accept mutual TLS of the mesh
 }
 
 // BackendsOf gathers the backends of a service from its endpoints.
 func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
-	accounts, addresses := map[string]bool{}, map[mesh.Address]bool{}
+	accounts, addresses, networks := map[string]bool{}, map[mesh.Address]bool{}, map[string]bool{}
 	plain := false
 	for _, row := range rows {
 		addresses[mesh.Address{Cluster: row.Key.Cluster, IP: row.Key.Address}] = true
 		w, known, foreign := behind(r, t, row.Val)
+		if known || foreign {
+			networks[networkOf(r, t, row.Key, w)] = true
+		}
 		switch {
 		case known:
 			accounts[w.Identity.String()] = true
@@ -224,7 +234,19 @@ func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, m
 	}
 	b := Backends{Mutual: len(accounts) > 0 && !plain}
 	b.Accounts, b.Addresses = sorted(accounts), slices.SortedFunc(maps.Keys(addresses), mesh.Address.Compare)
+	delete(networks, "")
+	if len(networks) > 0 {
+		b.Networks = sorted(networks)
+	}
 	return b
+}
+
+// networkOf returns the network of an endpoint: that of the workload behind it, else its cluster's.
+func networkOf(r *graph.Reader, t *Tables, k mesh.EndpointKey, w mesh.Workload) string {
+	if w.Key != (mesh.WorkloadKey{}) {
+		return w.Network
+	}
+	return t.ConfigOf(r, k.Service.Mesh).Network(k.Cluster, "")
 }
 
 func mutual(r *graph.Reader, t *Tables, w mesh.Workload, port uint32) bool {
@@ -275,14 +297,15 @@ type EndpointSpec struct {
 	Workload string // name;namespace;canonical name;canonical revision;cluster
 }
 
-// Assignment gathers the endpoints of a key that are ready and have its labels. It returns false if the port is gone or clients
-// choose the endpoint themselves.
+// Assignment gathers the endpoints of a key that are ready, have its labels and can be reached. It returns false if the port is
+// gone or clients choose the endpoint themselves.
 func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]string) (AssignmentSpec, bool) {
 	s, port, ok := servicePort(r, t, k.Service, k.Port)
 	if !ok || s.Headless {
 		return AssignmentSpec{}, false
 	}
 	at := map[mesh.Locality][]EndpointSpec{}
+	var last EndpointSpec
 	for _, row := range endpointsOf(r, t, s, mesh.ServicePort{Service: k.Service, Port: port.Name, Node: k.Node}) {
 		if !row.Val.Ready {
 			continue
@@ -302,6 +325,15 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 		if w.Ending && !s.Unready || !mesh.Selects(labels, w.Labels) {
 			continue
 		}
+		if k.Network != "" {
+			if n := networkOf(r, t, row.Key, w); n != "" && n != k.Network {
+				continue
+			}
+		}
+		if spec.Address == last.Address && spec.Port == last.Port {
+			continue // another cluster says that it has it too
+		}
+		last = spec
 		at[locality] = append(at[locality], spec)
 	}
 	out := AssignmentSpec{Name: ClusterName(k.Service, k.Port, k.Subset), Origin: s.Ref.String()}

@@ -15,31 +15,33 @@ import (
 
 // Tables are what resolving reads.
 type Tables struct {
-	Home       mesh.ClusterID // where the control plane is; what clients of that cluster hold is made before the first connects
-	Config     *graph.Table[mesh.ID, mesh.Config]
-	Members    *graph.Table[mesh.NamespaceKey, mesh.Membership]
-	Services   *graph.Table[mesh.ServiceKey, mesh.Service]
-	Workloads  *graph.Table[mesh.WorkloadKey, mesh.Workload]
-	Layers     *graph.Table[Layer, struct{}]           // those that connected clients hold, and the mesh's own
-	NodeLayers *graph.Index[Layer, Layer, struct{}]    // layers of nodes, by the layer for clients on whatever node
-	InClusters *graph.Index[Layer, Layer, struct{}]    // layers of clusters, by the layer for clients of whatever cluster
-	ByNode     *graph.Table[Layer, struct{}]           // whose clients, everybody or those of a namespace, see a service that asks for their node
-	Peerings   *graph.Table[mesh.WorkloadKey, Peering] // of workloads that are known
-	Reach      *graph.Table[mesh.ServiceKey, []string] // connected client namespaces that a service is exported to by name
-	Rules      *graph.Table[RulesKey, Rules]
-	Seen       *graph.Table[mesh.ServiceKey, []View]
-	Backends   *graph.Table[mesh.ServiceKey, Backends]
-	ByAlias    *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that are another name of a host
-	ByVirtual  *graph.Index[mesh.Address, mesh.ServiceKey, mesh.Service]      // services that own an address
-	BySelector *graph.Index[SelectorKey, mesh.ServiceKey, mesh.Service]       // services that may select a workload
-	ByAddress  *graph.Index[mesh.Address, mesh.WorkloadKey, mesh.Workload]    // workloads that own an address
-	ByService  *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
-	ByBackend  *graph.Index[Backend, mesh.EndpointKey, mesh.Endpoint]
-	ByPort     *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
-	LocalTo    *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint] // by node too, of services that keep to it
-	ByHost     *graph.Index[string, RulesKey, Rules]                           // rules with clients of their own namespace, by host as written
-	ByPart     *graph.Index[string, RulesKey, Rules]                           // rules for a host that begins within a label, by the domain above it
-	ByLabel    *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy]      // policies that may be for a workload
+	Home          mesh.ClusterID // where the control plane is; what clients of that cluster hold is made before the first connects
+	Config        *graph.Table[mesh.ID, mesh.Config]
+	Members       *graph.Table[mesh.NamespaceKey, mesh.Membership]
+	Services      *graph.Table[mesh.ServiceKey, mesh.Service]
+	Workloads     *graph.Table[mesh.WorkloadKey, mesh.Workload]
+	Layers        *graph.Table[Layer, struct{}]           // those that connected clients hold, and the mesh's own
+	NodeLayers    *graph.Index[Layer, Layer, struct{}]    // layers of nodes, by the layer for clients on whatever node
+	NetworkLayers *graph.Index[Layer, Layer, struct{}]    // layers of networks, by the layer for clients on whatever network
+	InClusters    *graph.Index[Layer, Layer, struct{}]    // layers of clusters, by the layer for clients of whatever cluster
+	ByNode        *graph.Table[Layer, struct{}]           // whose clients, everybody or those of a namespace, see a service that asks for their node
+	Peerings      *graph.Table[mesh.WorkloadKey, Peering] // of workloads that are known
+	Reach         *graph.Table[mesh.ServiceKey, []string] // connected client namespaces that a service is exported to by name
+	Rules         *graph.Table[RulesKey, Rules]
+	Seen          *graph.Table[mesh.ServiceKey, []View]
+	Backends      *graph.Table[mesh.ServiceKey, Backends]
+	Spread        *graph.Index[mesh.ServiceKey, mesh.ServiceKey, Backends]       // of services with endpoints that are on a network
+	ByAlias       *graph.Index[string, mesh.ServiceKey, mesh.Service]            // services that are another name of a host
+	ByVirtual     *graph.Index[mesh.Address, mesh.ServiceKey, mesh.Service]      // services that own an address
+	BySelector    *graph.Index[SelectorKey, mesh.ServiceKey, mesh.Service]       // services that may select a workload
+	ByAddress     *graph.Index[mesh.Address, mesh.WorkloadKey, mesh.Workload]    // workloads that own an address
+	ByService     *graph.Index[mesh.ServiceKey, mesh.EndpointKey, mesh.Endpoint] // all endpoints of a service
+	ByBackend     *graph.Index[Backend, mesh.EndpointKey, mesh.Endpoint]
+	ByPort        *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
+	LocalTo       *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint] // by node too, of services that keep to it
+	ByHost        *graph.Index[string, RulesKey, Rules]                           // rules with clients of their own namespace, by host as written
+	ByPart        *graph.Index[string, RulesKey, Rules]                           // rules for a host that begins within a label, by the domain above it
+	ByLabel       *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy]      // policies that may be for a workload
 }
 
 // SelectorKey finds what has a label as the first pair of its selector, and by it the few things that may select a workload

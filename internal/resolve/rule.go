@@ -73,7 +73,7 @@ func RulesOf(r *graph.Reader, t *Tables, id mesh.ID, k RulesKey, rows []graph.Ro
 		}
 	}
 	for _, ns := range sorted(names) {
-		v := View{ns, of(func(rule mesh.Rule) bool { return rule.Export.Sees(ns) })}
+		v := View{Client: ns, Rule: of(func(rule mesh.Rule) bool { return rule.Export.Sees(ns) })}
 		if !same(v.Rule, out.Everybody) {
 			out.Clients = append(out.Clients, v)
 		}

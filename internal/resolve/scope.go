@@ -49,6 +49,7 @@ type Client struct {
 	Labels    map[string]string
 	Ports     map[string]uint32 // by name
 	Addresses []string
+	Network   string
 	Node      mesh.ObjectKey // zero: not said
 }
 
@@ -69,15 +70,17 @@ func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
 	if !t.Serves(r, c.Workload.Cluster, c.Workload.Namespace) {
 		return Scope{}, false
 	}
-	labels, addresses, node := c.Labels, c.Addresses, c.Node
+	addresses, network, node := c.Addresses, "", c.Node
 	if w, known := graph.Get(r, t.Workloads, c.Workload); known {
-		labels, addresses, node = w.Labels, w.Addresses, w.Node
+		addresses, network, node = w.Addresses, w.Network, w.Node
+	} else {
+		network = t.ConfigOf(r, id).Network(c.Workload.Cluster, c.Network)
 	}
 	if !asksNode(r, t, id, c.Workload.Namespace) {
 		node = mesh.ObjectKey{}
 	}
 	return Scope{
-		Mesh: id, Cluster: c.Workload.Cluster, Network: labels["topology.istio.io/network"], Namespace: c.Workload.Namespace,
+		Mesh: id, Cluster: c.Workload.Cluster, Network: network, Namespace: c.Workload.Namespace,
 		Kind: cmp.Or(c.Kind, Sidecar), Families: FamiliesOf(addresses), Node: node,
 	}, true
 }
@@ -110,6 +113,7 @@ type Layer struct {
 	Cluster   mesh.ClusterID
 	Namespace string
 	Families  Families
+	Network   string
 	Node      mesh.ObjectKey
 }
 
@@ -125,6 +129,9 @@ func (s Scope) Layers() []Layer {
 		{Mesh: s.Mesh, Cluster: s.Cluster, Families: f},
 		{Mesh: s.Mesh, Cluster: s.Cluster, Namespace: s.Namespace, Families: f},
 	}
+	if s.Network != "" {
+		layers = append(layers, Layer{Mesh: s.Mesh, Network: s.Network}, Layer{Mesh: s.Mesh, Namespace: s.Namespace, Network: s.Network})
+	}
 	if s.Node != (mesh.ObjectKey{}) {
 		layers = append(layers, Layer{Mesh: s.Mesh, Node: s.Node}, Layer{Mesh: s.Mesh, Namespace: s.Namespace, Node: s.Node})
 	}
@@ -137,6 +144,15 @@ func NodeLayerOf(l Layer) []Layer {
 		return nil
 	}
 	l.Node = mesh.ObjectKey{}
+	return []Layer{l}
+}
+
+// NetworkLayerOf returns under what NetworkLayers finds a layer of a network: the layer for clients on whatever network.
+func NetworkLayerOf(l Layer) []Layer {
+	if l.Network == "" {
+		return nil
+	}
+	l.Network = ""
 	return []Layer{l}
 }
 
@@ -182,26 +198,44 @@ func Reach(r *graph.Reader, t *Tables, id mesh.ID, v mesh.Visibility) []string {
 
 // View is how clients of one namespace see a service.
 type View struct {
-	Client string // empty: everybody whom no other view names
-	Rule   mesh.Rule
+	Client   string // empty: everybody whom no other view names
+	Rule     mesh.Rule
+	Networks []string // of connected clients from which some of its endpoints cannot be reached
 }
 
 // SeenOf returns in which ways connected clients see a service: everybody first if it is exported to all, then each namespace
 // for which that is not true.
 func SeenOf(r *graph.Reader, t *Tables, s mesh.Service) []View {
+	out := views(r, t, s)
+	if t.ConfigOf(r, s.Key.Mesh).Networks == nil {
+		return out
+	}
+	for _, row := range graph.Find(r, t.Spread, s.Key) {
+		for i := range out {
+			for _, l := range graph.Find(r, t.NetworkLayers, Layer{Mesh: s.Key.Mesh, Namespace: out[i].Client}) {
+				if slices.ContainsFunc(row.Val.Networks, func(n string) bool { return n != l.Key.Network }) {
+					out[i].Networks = append(out[i].Networks, l.Key.Network)
+				}
+			}
+		}
+	}
+	return out
+}
+
+func views(r *graph.Reader, t *Tables, s mesh.Service) []View {
 	rules := rulesOf(r, t, s)
 	if !s.Export.All {
 		var out []View
 		reach, _ := graph.Get(r, t.Reach, s.Key)
 		for _, ns := range reach {
-			out = append(out, View{ns, rules.of(ns)})
+			out = append(out, View{Client: ns, Rule: rules.of(ns)})
 		}
 		return out
 	}
-	everybody := View{"", rules.of("")}
+	everybody := View{Rule: rules.of("")}
 	out := []View{everybody}
 	for _, ns := range rules.clients() {
-		if v := (View{ns, rules.of(ns)}); !same(v.Rule, everybody.Rule) {
+		if v := (View{Client: ns, Rule: rules.of(ns)}); !same(v.Rule, everybody.Rule) {
 			out = append(out, v)
 		}
 	}
