@@ -347,8 +347,8 @@ func (c *city) keep(s int, exportTo string) {
 // nodes returns the nodes that clients of a namespace are told apart by.
 func (c *city) nodes(namespace string) (out []string) {
 	for _, row := range c.tables.Layers.All() {
-		if row.Key.Namespace == namespace && row.Key.Node.Name != "" {
-			out = append(out, row.Key.Node.Name)
+		if row.Key.Namespace == namespace && row.Key.Node != "" {
+			out = append(out, row.Key.Node)
 		}
 	}
 	slices.Sort(out)

@@ -149,7 +149,7 @@ func clientOf(caller identity.Caller, n xds.Node) resolve.Client {
 	}
 	said.Network = strings.Clone(n.Meta("NETWORK"))
 	if name := n.Meta("NODE_NAME"); name != "" {
-		said.Node = mesh.ObjectKey{Cluster: caller.Cluster, Name: name}
+		said.Node = mesh.NodeKey{Cluster: caller.Cluster, Name: name}
 	}
 	return said
 }

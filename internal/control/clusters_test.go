@@ -515,8 +515,11 @@ ports: [{name: http, port: 8088}]`)
 			k    mesh.WorkloadKey
 			want []string
 		}{
-			{"of c1", proxies["c1"], step.first}, {"of c2", proxies["c2"], step.other}, {"of c1 that is in the west", second, step.second},
-			{"of c1 that says so", unseen, step.unseen}, {"of c1 that says nothing", silent, step.silent},
+			{"of c1", proxies["c1"], step.first},
+			{"of c2", proxies["c2"], step.other},
+			{"of c1 that is in the west", second, step.second},
+			{"of c1 that says so", unseen, step.unseen},
+			{"of c1 that says nothing", silent, step.silent},
 		} {
 			want := fmt.Sprintf("// weight %d\n%s", len(client.want), strings.Join(client.want, "\n"))
 			wantText(t, fmt.Sprint(step.networks, ": a client ", client.who), endpointsView(t, w.holds(client.k)[assignmentType][web]), want)

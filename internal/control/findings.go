@@ -47,7 +47,7 @@ func (p *Pipeline) notRead(about mesh.Ref) mesh.Finding {
 func differing(s mesh.Service, own mesh.ServiceRecord) mesh.Finding {
 	return mesh.Finding{About: own.Ref, Reason: "ClustersDiffer", Message: fmt.Sprintf(
 		"says of %s another thing in cluster %s than in cluster %s, where it is older and counts: make them say the same",
-		strings.Join(own.Differs, ", "), own.Ref.Cluster, s.Ref.Cluster)}
+		own.Differs, own.Ref.Cluster, s.Ref.Cluster)}
 }
 
 // unmade says which object a row is about that could not be made.

@@ -264,10 +264,10 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 			got, want := w.held.lines(), fresh.held.lines()
 			compared += len(want)
 			for k := range want {
-				if at := strings.Split(k, "/"); at[0] == "layer" { // /mesh/cluster/namespace/families/network/cluster/node
+				if at := strings.Split(k, "/"); at[0] == "layer" { // /mesh/cluster/namespace/families/network/node
 					clusters[at[2]]++
 					networks[at[5]]++
-					nodes[at[6]+"/"+at[7][:min(2, len(at[7]))]]++
+					nodes[at[2]+"/"+strings.Fields(at[6])[0]]++
 				}
 				if got[k] != want[k] {
 					t.Errorf("seed %d, round %d: %s is %q, recomputed %q", seed, round, k, got[k], want[k])

@@ -21,7 +21,7 @@ type placement struct {
 }
 
 func groupOf(l resolve.Layer) xds.Group {
-	return xds.Group(fmt.Sprintf("layer/%s/%s/%s/%d/%s/%s/%s", l.Mesh, l.Cluster, l.Namespace, l.Families, l.Network, l.Node.Cluster, l.Node.Name))
+	return xds.Group(fmt.Sprintf("layer/%s/%s/%s/%d/%s/%s", l.Mesh, l.Cluster, l.Namespace, l.Families, l.Network, l.Node))
 }
 
 func inboundGroup(id mesh.ID, k resolve.InboundKey) xds.Group {

@@ -61,15 +61,15 @@ func (p *Pipeline) records(g *graph.Graph) {
 			}
 		})
 	nodes := graph.Derive(g, "nodes", p.Nodes.Table, graph.TableOptions[mesh.Locality]{},
-		func(_ *graph.Reader, k mesh.ObjectKey, o *corev1.Node, emit func(mesh.ObjectKey, mesh.Locality)) {
-			emit(k, ingest.Locality(o))
+		func(_ *graph.Reader, k mesh.ObjectKey, o *corev1.Node, emit func(mesh.NodeKey, mesh.Locality)) {
+			emit(mesh.NodeKey{Cluster: k.Cluster, Name: k.Name}, ingest.Locality(o))
 		})
 	t.Workloads = graph.Derive(g, "workloads", p.Pods.Table, graph.TableOptions[mesh.Workload]{},
 		func(r *graph.Reader, k mesh.ObjectKey, o *corev1.Pod, emit func(mesh.WorkloadKey, mesh.Workload)) {
 			if !p.tables.Serves(r, k.Cluster, k.Namespace) {
 				return
 			}
-			at, _ := graph.Get(r, nodes, mesh.ObjectKey{Cluster: k.Cluster, Name: o.Spec.NodeName})
+			at, _ := graph.Get(r, nodes, mesh.NodeKey{Cluster: k.Cluster, Name: o.Spec.NodeName})
 			if w, ok := ingest.Workload(p.tables.ConfigOf(r, p.id), k, o, at); ok {
 				emit(w.Key, w)
 			}
@@ -95,7 +95,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 		return ingest.ServiceFindings(c, k, o)
 	})
 	differ := graph.NewIndex(t.Services, "services.differ", func(k mesh.ServiceKey, s mesh.Service) []mesh.ServiceKey {
-		if slices.ContainsFunc(s.Records, func(own mesh.ServiceRecord) bool { return len(own.Differs) > 0 }) {
+		if slices.ContainsFunc(s.Records, func(own mesh.ServiceRecord) bool { return own.Differs != "" }) {
 			return []mesh.ServiceKey{k}
 		}
 		return nil
@@ -103,7 +103,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 	p.findings = append(p.findings, graph.Group(g, "findings.clusters", differ, graph.TableOptions[mesh.Finding]{},
 		func(_ *graph.Reader, _ mesh.ServiceKey, rows []graph.Row[mesh.ServiceKey, mesh.Service], emit func(findingKey, mesh.Finding)) {
 			for _, own := range rows[0].Val.Records {
-				if len(own.Differs) > 0 {
+				if own.Differs != "" {
 					f := differing(rows[0].Val, own)
 					emit(findingKey{About: f.About, Message: f.Message}, f)
 				}

@@ -127,11 +127,11 @@ func (w *world) set(o metav1.Object, remove bool) {
 	}
 }
 
-func nodeNamed(c mesh.ClusterID, name string) mesh.ObjectKey {
+func nodeNamed(c mesh.ClusterID, name string) mesh.NodeKey {
 	if name == "" {
-		return mesh.ObjectKey{}
+		return mesh.NodeKey{}
 	}
-	return mesh.ObjectKey{Cluster: c, Name: name}
+	return mesh.NodeKey{Cluster: c, Name: name}
 }
 
 func stage[P metav1.Object](s *graph.Source[mesh.ObjectKey, P], c mesh.ClusterID, o P, remove bool) {

@@ -79,11 +79,11 @@ func Workload(c mesh.Config, k mesh.ObjectKey, p *corev1.Pod, at mesh.Locality) 
 }
 
 // nodeKey names a node; that of no name is none.
-func nodeKey(c mesh.ClusterID, name string) mesh.ObjectKey {
+func nodeKey(c mesh.ClusterID, name string) mesh.NodeKey {
 	if name == "" {
-		return mesh.ObjectKey{}
+		return mesh.NodeKey{}
 	}
-	return mesh.ObjectKey{Cluster: c, Name: name}
+	return mesh.NodeKey{Cluster: c, Name: name}
 }
 
 func portsByName(ports []corev1.ContainerPort) map[string]uint32 {

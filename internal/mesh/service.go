@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"slices"
+	"strings"
 )
 
 // ObjectKey names an object of one kind.
@@ -107,7 +108,7 @@ type ServiceRecord struct {
 	Addresses []string          // virtual IPs, the primary one first
 	Ports     []Port            // as this cluster's workloads serve them
 	Selector  map[string]string // which workloads of its namespace it is made of; nil: none
-	Differs   []string          // fields of which the service says what an older object in another cluster does
+	Differs   string            // the fields of which the service says what an older object in another cluster does
 }
 
 // In returns what a service is in a cluster, and false if it is not there.
@@ -130,7 +131,7 @@ func Join(objects []Service) Service {
 	for _, o := range objects {
 		out.Accounts = append(out.Accounts, o.Accounts...)
 		for _, r := range o.Records {
-			r.Differs = o.differs(out)
+			r.Differs = strings.Join(o.differs(out), ", ")
 			out.Records = append(out.Records, r)
 		}
 	}

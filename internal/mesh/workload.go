@@ -36,7 +36,7 @@ type Workload struct {
 	Identity    Identity
 	Labels      map[string]string
 	Locality    Locality
-	Node        ObjectKey         // on which it runs
+	Node        NodeKey           // on which it runs
 	TLS         bool              // a proxy in front of it accepts mutual TLS of the mesh
 	Ending      bool              // it is told to end, as its applications are by now
 	Owner       string            // the Deployment, StatefulSet, Job … that made it, or its own name
@@ -77,14 +77,14 @@ type Endpoint struct {
 	Workload WorkloadKey // whose address it is; zero if nobody's that the mesh knows
 	Ready    bool        // takes new connections; others are kept here, and dropped where they are sent
 	Zone     string      // of an address that belongs to no known workload
-	Node     ObjectKey   // on which it is; zero if that is not said
+	Node     NodeKey     // on which it is; zero if that is not said
 }
 
 // ServicePort is a port of a service by its name, which finds its endpoints: all, or those on a node.
 type ServicePort struct {
 	Service ServiceKey
 	Port    string
-	Node    ObjectKey
+	Node    NodeKey
 }
 
 // Phase is how far a namespace has come into the mesh.
@@ -93,6 +93,17 @@ type Phase string
 // Served is the phase in which a namespace's objects appear in what proxies get. Before it the mesh's root may not be there,
 // after it another mesh may be.
 const Served Phase = "Member"
+
+// NodeKey names a node of a cluster; the zero key names none.
+type NodeKey struct {
+	Cluster ClusterID
+	Name    string
+}
+
+// Compare orders keys by name and cluster.
+func (k NodeKey) Compare(o NodeKey) int {
+	return cmp.Or(cmp.Compare(k.Name, o.Name), cmp.Compare(k.Cluster, o.Cluster))
+}
 
 // NamespaceKey names a namespace of a cluster.
 type NamespaceKey struct {

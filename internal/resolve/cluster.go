@@ -41,10 +41,10 @@ type AssignmentKey struct {
 	Service mesh.ServiceKey
 	Port    uint32
 	Subset  string
-	Labels  Content        // of the subset
-	Forced  bool           // mutual TLS, whatever the endpoint accepts
-	Network string         // of the clients, if they are on one from which some of the endpoints cannot be reached
-	Node    mesh.ObjectKey // of the clients, if they use endpoints on their own only
+	Labels  Content      // of the subset
+	Forced  bool         // mutual TLS, whatever the endpoint accepts
+	Network string       // of the clients, if they are on one from which some of the endpoints cannot be reached
+	Node    mesh.NodeKey // of the clients, if they use endpoints on their own only
 }
 
 // Compare orders keys by service, port, subset and what they hold of it.
@@ -93,7 +93,7 @@ func Entries(r *graph.Reader, t *Tables, s mesh.Service, emit func(EntryKey, Ent
 					continue // clients use endpoints on their own node, which are on their network
 				}
 				for _, row := range graph.Find(r, t.NodeLayers, k.Layer) {
-					k.Layer, e.Cluster, e.Assignment.Node = row.Key, ClusterKey{}, row.Key.Node
+					k.Layer, e.Cluster, e.Assignment.Node = row.Key, ClusterKey{}, mesh.NodeKey{Cluster: row.Key.Cluster, Name: row.Key.Node}
 					emit(k, e, said, subset.Labels)
 				}
 			}
@@ -350,7 +350,7 @@ func endpointsOf(r *graph.Reader, t *Tables, s mesh.Service, at mesh.ServicePort
 	switch {
 	case !s.Local:
 		return graph.Find(r, t.ByPort, at)
-	case at.Node == mesh.ObjectKey{}:
+	case at.Node == mesh.NodeKey{}:
 		return nil
 	}
 	return graph.Find(r, t.LocalTo, at)

@@ -50,7 +50,7 @@ type Client struct {
 	Ports     map[string]uint32 // by name
 	Addresses []string
 	Network   string
-	Node      mesh.ObjectKey // zero: not said
+	Node      mesh.NodeKey // zero: not said
 }
 
 // Scope is what translation may know of a client: clients of one scope are told the same, but for their inbound side. What
@@ -62,7 +62,7 @@ type Scope struct {
 	Namespace string
 	Kind      Kind
 	Families  Families
-	Node      mesh.ObjectKey // zero: no service asks for it, or it is not known
+	Node      mesh.NodeKey // zero: no service asks for it, or it is not known
 }
 
 // ScopeOf returns the scope of a client. It returns false while its namespace is not served.
@@ -77,7 +77,7 @@ func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
 		network = t.ConfigOf(r, id).Network(c.Workload.Cluster, c.Network)
 	}
 	if !asksNode(r, t, id, c.Workload.Namespace) {
-		node = mesh.ObjectKey{}
+		node = mesh.NodeKey{}
 	}
 	return Scope{
 		Mesh: id, Cluster: c.Workload.Cluster, Network: network, Namespace: c.Workload.Namespace,
@@ -114,7 +114,7 @@ type Layer struct {
 	Namespace string
 	Families  Families
 	Network   string
-	Node      mesh.ObjectKey
+	Node      string // of Cluster
 }
 
 // Layers returns what a client of the scope holds, always in this order: of two resources with one name the later layer's counts.
@@ -132,18 +132,18 @@ func (s Scope) Layers() []Layer {
 	if s.Network != "" {
 		layers = append(layers, Layer{Mesh: s.Mesh, Network: s.Network}, Layer{Mesh: s.Mesh, Namespace: s.Namespace, Network: s.Network})
 	}
-	if s.Node != (mesh.ObjectKey{}) {
-		layers = append(layers, Layer{Mesh: s.Mesh, Node: s.Node}, Layer{Mesh: s.Mesh, Namespace: s.Namespace, Node: s.Node})
+	if n := s.Node; n != (mesh.NodeKey{}) {
+		layers = append(layers, Layer{Mesh: s.Mesh, Cluster: n.Cluster, Node: n.Name}, Layer{Mesh: s.Mesh, Cluster: n.Cluster, Namespace: s.Namespace, Node: n.Name})
 	}
 	return layers
 }
 
 // NodeLayerOf returns under what NodeLayers finds a layer of a node: the layer for clients on whatever node.
 func NodeLayerOf(l Layer) []Layer {
-	if l.Node == (mesh.ObjectKey{}) {
+	if l.Node == "" {
 		return nil
 	}
-	l.Node = mesh.ObjectKey{}
+	l.Cluster, l.Node = "", ""
 	return []Layer{l}
 }
 
@@ -158,7 +158,7 @@ func NetworkLayerOf(l Layer) []Layer {
 
 // ClusterLayerOf returns under what InClusters finds a layer of a cluster: the layer for clients of whatever cluster.
 func ClusterLayerOf(l Layer) []Layer {
-	if l.Cluster == "" {
+	if l.Cluster == "" || l.Node != "" {
 		return nil
 	}
 	l.Cluster = ""
