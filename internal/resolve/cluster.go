@@ -304,22 +304,24 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 	if !ok || s.Headless {
 		return AssignmentSpec{}, false
 	}
-	at := map[mesh.Locality][]EndpointSpec{}
-	var last EndpointSpec
+	type located struct {
+		EndpointSpec
+		at mesh.Locality
+	}
+	var found []located
 	for _, row := range endpointsOf(r, t, s, mesh.ServicePort{Service: k.Service, Port: port.Name, Node: k.Node}) {
 		if !row.Val.Ready {
 			continue
 		}
-		spec := EndpointSpec{Address: row.Key.Address, Port: row.Key.Target, Mutual: k.Forced}
-		locality := mesh.Locality{Zone: row.Val.Zone}
+		e := located{EndpointSpec{Address: row.Key.Address, Port: row.Key.Target, Mutual: k.Forced}, mesh.Locality{Zone: row.Val.Zone}}
 		w, known, foreign := behind(r, t, row.Val)
 		if !known && !foreign {
 			continue
 		}
 		if known {
-			locality = w.Locality
-			spec.Mutual = k.Forced || mutual(r, t, w, row.Key.Target)
-			spec.Workload = strings.Join([]string{w.Owner, w.Key.Namespace, w.App, w.Revision, string(w.Key.Cluster)}, ";")
+			e.at = w.Locality
+			e.Mutual = k.Forced || mutual(r, t, w, row.Key.Target)
+			e.Workload = strings.Join([]string{w.Owner, w.Key.Namespace, w.App, w.Revision, string(w.Key.Cluster)}, ";")
 		}
 		// The kubelet ends the applications while the EndpointSlice is still to be written.
 		if w.Ending && !s.Unready || !mesh.Selects(labels, w.Labels) {
@@ -330,11 +332,17 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 				continue
 			}
 		}
-		if spec.Address == last.Address && spec.Port == last.Port {
-			continue // another cluster says that it has it too
+		n := len(found)
+		switch {
+		case n == 0 || found[n-1].Address != e.Address || found[n-1].Port != e.Port:
+			found = append(found, e)
+		case e.Mutual && !found[n-1].Mutual: // two clusters say that it is theirs: what is secured must not be had in plain text
+			found[n-1] = e
 		}
-		last = spec
-		at[locality] = append(at[locality], spec)
+	}
+	at := map[mesh.Locality][]EndpointSpec{}
+	for _, e := range found {
+		at[e.at] = append(at[e.at], e.EndpointSpec)
 	}
 	out := AssignmentSpec{Name: ClusterName(k.Service, k.Port, k.Subset), Origin: s.Ref.String()}
 	for l, endpoints := range at {

@@ -66,13 +66,17 @@ func Hosts(r *graph.Reader, t *Tables, s mesh.Service, emit func(HostKey, Host))
 		clients = append(clients, sorted(set)...)
 	}
 	for _, client := range clients {
+		used := t.clusters(r, s.Key.Mesh, client)
+		if len(used) == 0 {
+			continue
+		}
 		domains := names(s, client)
 		for _, a := range others {
 			if a.Export.Sees(client) {
 				domains = append(domains, names(a, client)...)
 			}
 		}
-		for _, c := range t.clusters(r, s.Key.Mesh, client) {
+		for _, c := range used {
 			in := slices.Clone(domains)
 			own, _ := s.In(c)
 			for _, a := range own.Addresses {
