@@ -212,7 +212,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		change func()
 		want   string
 	}{
-		{func() { o.Images = []string{"tol"} }, `no image "tol"; there are plain, tool`},
+		{func() { o.Images = []string{"tol"} }, `no image "tol"; there are peer, plain, tool`},
 		{func() { o.Images = nil; os.Remove(filepath.Join(o.Root, "bin", "tool")) }, "bin/tool: no such file or directory: run make build"},
 		{func() {
 			shell, err := os.ReadFile("/bin/sh") // linked against libc
