@@ -62,7 +62,7 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 		return []resolve.RulesKey{{Host: r.Host, Namespace: r.Namespace}}
 	})
 	t.Rules = graph.Group(g, "rules.merged", byHost, graph.TableOptions[resolve.Rules]{},
-		func(r *graph.Reader, k resolve.RulesKey, rows []graph.Row[mesh.ObjectKey, mesh.Rule], emit func(resolve.RulesKey, resolve.Rules)) {
+		func(r *graph.Reader, k resolve.RulesKey, rows []*graph.Row[mesh.ObjectKey, mesh.Rule], emit func(resolve.RulesKey, resolve.Rules)) {
 			emit(k, resolve.RulesOf(r, t, p.id, k, rows))
 		})
 	t.ByHost = graph.NewIndex(t.Rules, "rules.own", func(k resolve.RulesKey, rs resolve.Rules) []string {
@@ -79,7 +79,7 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 			}
 		})
 	t.Backends = graph.Group(g, "backends", t.ByService, graph.TableOptions[resolve.Backends]{},
-		func(r *graph.Reader, k mesh.ServiceKey, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint], emit func(mesh.ServiceKey, resolve.Backends)) {
+		func(r *graph.Reader, k mesh.ServiceKey, rows []*graph.Row[mesh.EndpointKey, mesh.Endpoint], emit func(mesh.ServiceKey, resolve.Backends)) {
 			emit(k, resolve.BackendsOf(r, t, rows))
 		})
 	t.Spread = graph.NewIndex(t.Backends, "backends.networks", func(k mesh.ServiceKey, b resolve.Backends) []mesh.ServiceKey {

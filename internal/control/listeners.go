@@ -19,7 +19,7 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 		return []resolve.Socket{k.Socket}
 	})
 	sockets := graph.Group(g, "sockets", bySocket, graph.TableOptions[[]resolve.Won]{},
-		func(_ *graph.Reader, k resolve.Socket, rows []graph.Row[resolve.BindingKey, resolve.Binding], emit func(resolve.Socket, []resolve.Won)) {
+		func(_ *graph.Reader, k resolve.Socket, rows []*graph.Row[resolve.BindingKey, resolve.Binding], emit func(resolve.Socket, []resolve.Won)) {
 			emit(k, resolve.Arbitrate(rows))
 		})
 	p.findings = append(p.findings, graph.Derive(g, "findings.sockets", bindings, graph.TableOptions[mesh.Finding]{},

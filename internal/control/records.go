@@ -48,7 +48,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 		return []mesh.ObjectKey{k}
 	})
 	t.Services = graph.Group(g, "services", inClusters, graph.TableOptions[mesh.Service]{},
-		func(r *graph.Reader, _ mesh.ObjectKey, rows []graph.Row[mesh.ObjectKey, *corev1.Service], emit func(mesh.ServiceKey, mesh.Service)) {
+		func(r *graph.Reader, _ mesh.ObjectKey, rows []*graph.Row[mesh.ObjectKey, *corev1.Service], emit func(mesh.ServiceKey, mesh.Service)) {
 			var objects []mesh.Service
 			for _, row := range rows {
 				if t.Serves(r, row.Key.Cluster, row.Key.Namespace) {
@@ -101,7 +101,7 @@ func (p *Pipeline) records(g *graph.Graph) {
 		return nil
 	})
 	p.findings = append(p.findings, graph.Group(g, "findings.clusters", differ, graph.TableOptions[mesh.Finding]{},
-		func(_ *graph.Reader, _ mesh.ServiceKey, rows []graph.Row[mesh.ServiceKey, mesh.Service], emit func(findingKey, mesh.Finding)) {
+		func(_ *graph.Reader, _ mesh.ServiceKey, rows []*graph.Row[mesh.ServiceKey, mesh.Service], emit func(findingKey, mesh.Finding)) {
 			for _, own := range rows[0].Val.Records {
 				if own.Differs != "" {
 					f := differing(rows[0].Val, own)

@@ -2,6 +2,7 @@ package graph
 
 import (
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime/debug"
 	"slices"
@@ -21,8 +22,8 @@ type TableOptions[V any] struct {
 // primary is what a derived table has one evaluation for each row of.
 type primary[K comparable, V any] interface {
 	stats() *meter
-	changed() []Change[K, V]
-	current(K) (V, bool)
+	changed() iter.Seq2[K, bool] // by the round under way, and whether it is there now
+	value(K) V
 }
 
 // Derive adds a table to g that holds what f emits for each row of from. f runs again when that row or something it read
@@ -35,10 +36,10 @@ func Derive[PK comparable, PV any, K comparable, V any](g *Graph, name string, f
 	return derive(g, name, from, o, f)
 }
 
-// Group adds a table to g that holds what f emits for each key of ix, with all rows under it, in order of their keys. The
-// slice is shared: do not change it. Else as Derive.
+// Group adds a table to g that holds what f emits for each key of ix, with all rows under it, in order of their keys. Slice
+// and rows are shared: do not change them. Else as Derive.
 func Group[IK, K comparable, V any, OK comparable, OV any](g *Graph, name string, ix *Index[IK, K, V], o TableOptions[OV],
-	f func(r *Reader, ik IK, rows []Row[K, V], emit func(OK, OV)),
+	f func(r *Reader, ik IK, rows []*Row[K, V], emit func(OK, OV)),
 ) *Table[OK, OV] {
 	return derive(g, name, ix, o, f)
 }
@@ -48,7 +49,7 @@ func derive[PK comparable, PV any, K comparable, V any](g *Graph, name string, f
 ) *Table[K, V] {
 	d := &derived[PK, PV, K, V]{
 		Table: &Table[K, V]{}, from: from, f: f, prefer: o.Prefer, order: ordering[PK](name),
-		tasks: map[PK]*task[PK, K, V]{}, claims: map[K][]claim[PK, K, V]{},
+		tasks: newArena[PK, task[K, V]](), contested: map[K][]*Row[K, V]{},
 	}
 	if d.prefer == nil {
 		d.prefer = func(V, V) bool { return false }
@@ -66,144 +67,164 @@ type derived[PK comparable, PV any, K comparable, V any] struct {
 	prefer func(a, b V) bool
 	order  func(a, b PK) int
 
-	tasks   map[PK]*task[PK, K, V]
-	faults  map[PK]struct{}         // rows that the graph knows as faulty
-	dirty   []*task[PK, K, V]       // to evaluate in the next step, besides those whose row of from changed
-	claims  map[K][]claim[PK, K, V] // in order of the inputs; nearly always one
-	workers []*worker[PK, PV, K, V]
+	tasks     arena[PK, task[K, V]]
+	faults    map[PK]struct{}    // rows that the graph knows as faulty
+	dirty     []uint32           // tasks to evaluate in the next step, besides those whose row of from changed
+	contested map[K][]*Row[K, V] // outputs of several tasks for one key, in order of the inputs; a lone one is in the table
+	workers   []*worker[PK, PV, K, V]
 }
 
 // task is the evaluation for one row of the primary table.
-type task[PK comparable, K comparable, V any] struct {
-	key   PK
+type task[K comparable, V any] struct {
 	dirty bool
 	gone  bool
-	queue *[]*task[PK, K, V] // derived.dirty
-	deps  []dependency
+	deps  []ref
 	outs  []*Row[K, V]
-
-	*outcome[K, V] // nil between steps
 }
 
-// outcome is what an evaluation changed, for its step to take over.
-type outcome[K comparable, V any] struct {
-	newDeps        []dependency
+// turn is a task's part in a step, and what it changes.
+type turn[PK comparable, K comparable, V any] struct {
+	number uint32
+	*cell[PK, task[K, V]]
+
+	newDeps        []ref
 	moved          bool // newDeps differ from deps
 	dropped, added []*Row[K, V]
 	fault          error
 }
 
-func (t *task[PK, K, V]) markDirty() {
-	if !t.dirty {
+func (d *derived[PK, PV, K, V]) mark(row uint32) {
+	if t := &d.tasks.at(row).val; !t.dirty {
 		t.dirty = true
-		*t.queue = append(*t.queue, t)
+		d.dirty = append(d.dirty, row)
 	}
-}
-
-// claim is an output for a key.
-type claim[PK comparable, K comparable, V any] struct {
-	by  *task[PK, K, V]
-	row *Row[K, V]
 }
 
 func (d *derived[PK, PV, K, V]) step(rev Rev) bool {
-	work, gone := d.due()
+	turns, gone := d.due()
+	work := turns[gone:]
 	d.evaluate(work)
 	d.evaluated.Add(uint64(len(work)))
-	d.relink(work, gone)
-	touched := map[K]struct{}{}
-	for _, t := range append(work, gone...) {
-		d.claim(t, touched)
+	d.relink(turns)
+	claims := map[K][]*Row[K, V]{}
+	for i := range turns {
+		d.claim(&turns[i], claims)
 	}
-	var at K
-	defer blame(d.name, &at)
-	for at = range touched {
-		d.set(rev, at, d.owner(at))
+	d.settleClaims(rev, claims)
+	for i := range turns[:gone] {
+		d.tasks.remove(turns[i].number)
 	}
 	return d.finish()
 }
 
-// due returns the tasks to evaluate and those whose row is gone.
-func (d *derived[PK, PV, K, V]) due() (work, gone []*task[PK, K, V]) {
-	for _, c := range d.from.changed() {
-		t := d.tasks[c.Key]
+// due returns the tasks whose row is gone, and how many these are, and then those to evaluate.
+func (d *derived[PK, PV, K, V]) due() (turns []turn[PK, K, V], gone int) {
+	for k, has := range d.from.changed() {
+		i, ok := d.tasks.find(k)
 		switch {
-		case c.Has && t == nil:
-			t = &task[PK, K, V]{key: c.Key, queue: &d.dirty}
-			d.tasks[c.Key] = t
-			t.markDirty()
-		case c.Has:
-			t.markDirty()
-		case t != nil:
-			delete(d.tasks, c.Key)
-			d.mended(c.Key)
-			t.gone, t.outcome = true, &outcome[K, V]{dropped: t.outs}
-			gone = append(gone, t)
+		case has && !ok:
+			d.mark(d.tasks.add(k))
+		case has:
+			d.mark(i)
+		case ok:
+			d.mended(k)
+			t := d.tasks.at(i)
+			t.val.gone = true
+			turns = append(turns, turn[PK, K, V]{number: i, cell: t, moved: true, dropped: t.val.outs})
 		}
 	}
-	work = slices.DeleteFunc(d.dirty, func(t *task[PK, K, V]) bool { return t.gone })
-	d.dirty = nil
-	for _, t := range work {
-		t.dirty, t.outcome = false, &outcome[K, V]{}
+	gone = len(turns)
+	turns = slices.Grow(turns, len(d.dirty))
+	for _, i := range d.dirty {
+		if t := d.tasks.at(i); !t.val.gone {
+			t.val.dirty = false
+			turns = append(turns, turn[PK, K, V]{number: i, cell: t})
+		}
 	}
-	return work, gone
+	d.dirty = nil
+	return turns, gone
 }
 
-// relink replaces what the tasks depend on. Adds come before removes: a remove may take away an entry that another task was
+// relink replaces what the tasks depend on. Links come before unlinks: an unlink may take away an entry that another task was
 // just given.
-func (d *derived[PK, PV, K, V]) relink(work, gone []*task[PK, K, V]) {
-	for _, t := range work {
+func (d *derived[PK, PV, K, V]) relink(turns []turn[PK, K, V]) {
+	self := func(t *turn[PK, K, V]) ref { return ref{uint32(d.pos), t.number} }
+	for i := range turns {
+		t := &turns[i]
 		for _, dep := range t.newDeps { // none unless moved
-			dep.add(t)
+			d.graph.nodes[dep.node].link(dep.at, self(t))
 		}
 	}
-	for _, t := range append(work, gone...) {
-		if !t.moved && !t.gone {
+	for i := range turns {
+		t := &turns[i]
+		if !t.moved {
 			continue
 		}
-		kept := make(map[dependency]bool, len(t.newDeps))
+		kept := make(map[ref]bool, len(t.newDeps))
 		for _, dep := range t.newDeps {
 			kept[dep] = true
 		}
-		for _, dep := range t.deps {
+		for _, dep := range t.val.deps {
 			if !kept[dep] {
-				dep.remove(t)
+				d.graph.nodes[dep.node].unlink(dep.at, self(t))
 			}
 		}
-		t.deps = t.newDeps
+		t.val.deps = t.newDeps
 	}
 }
 
-// claim takes over what t no longer emits and what it emits anew, and notes the keys whose owner may have changed.
-func (d *derived[PK, PV, K, V]) claim(t *task[PK, K, V], touched map[K]struct{}) {
+// claim takes over what a task no longer emits and what it emits anew, in all that is emitted for the keys concerned.
+func (d *derived[PK, PV, K, V]) claim(t *turn[PK, K, V], claims map[K][]*Row[K, V]) {
 	for _, row := range t.dropped {
-		touched[row.Key] = struct{}{}
-		rest := slices.DeleteFunc(d.claims[row.Key], func(c claim[PK, K, V]) bool { return c.by == t })
-		if d.claims[row.Key] = rest; len(rest) == 0 {
-			delete(d.claims, row.Key)
-		}
+		claims[row.Key] = slices.DeleteFunc(d.claims(row.Key, claims), func(o *Row[K, V]) bool { return o == row })
 	}
 	for _, row := range t.added {
-		touched[row.Key] = struct{}{}
-		cs := d.claims[row.Key]
-		i, _ := slices.BinarySearchFunc(cs, t.key, func(c claim[PK, K, V], k PK) int { return d.order(c.by.key, k) })
-		d.claims[row.Key] = slices.Insert(cs, i, claim[PK, K, V]{t, row})
+		cs := d.claims(row.Key, claims)
+		i, _ := slices.BinarySearchFunc(cs, t.key, func(o *Row[K, V], k PK) int { return d.order(d.tasks.at(o.by).key, k) })
+		claims[row.Key] = slices.Insert(cs, i, row)
 	}
-	t.outcome = nil
 }
 
-// owner returns the row that k has, nil if nobody emits it.
-func (d *derived[PK, PV, K, V]) owner(k K) (best *Row[K, V]) {
-	for _, c := range d.claims[k] {
-		if best == nil || d.prefer(c.row.Val, best.Val) {
-			best = c.row
+// claims returns what is emitted for k, as far as the step has come.
+func (d *derived[PK, PV, K, V]) claims(k K, claims map[K][]*Row[K, V]) []*Row[K, V] {
+	if cs, ok := claims[k]; ok {
+		return cs
+	}
+	if cs, ok := d.contested[k]; ok {
+		return cs
+	}
+	if row := d.tip.get(k); row != nil {
+		return []*Row[K, V]{row}
+	}
+	return nil
+}
+
+// settleClaims gives each key to its owner.
+func (d *derived[PK, PV, K, V]) settleClaims(rev Rev, claims map[K][]*Row[K, V]) {
+	var at K
+	defer blame(d.name, &at)
+	var cs []*Row[K, V]
+	for at, cs = range claims {
+		var best *Row[K, V]
+		for _, row := range cs {
+			if best == nil || d.prefer(row.Val, best.Val) {
+				best = row
+			}
+		}
+		changed := d.set(rev, at, best)
+		if len(cs) > 1 {
+			d.contested[at] = cs
+			continue
+		}
+		delete(d.contested, at)
+		if !changed && best != nil {
+			d.tip.put(rev, best) // of equal value; a lone claim is looked for here
 		}
 	}
-	return best
 }
 
 // evaluate runs the tasks, on several workers if there are several tasks. In a strict graph it panics if one of them did.
-func (d *derived[PK, PV, K, V]) evaluate(work []*task[PK, K, V]) {
+func (d *derived[PK, PV, K, V]) evaluate(work []turn[PK, K, V]) {
 	n := min(d.graph.opts.Workers, len(work))
 	for len(d.workers) < n {
 		d.workers = append(d.workers, newWorker(d))
@@ -213,7 +234,7 @@ func (d *derived[PK, PV, K, V]) evaluate(work []*task[PK, K, V]) {
 	for _, w := range d.workers[:n] {
 		loop := func() {
 			for i := next.Add(1) - 1; i < int64(len(work)); i = next.Add(1) - 1 {
-				w.run(work[i])
+				w.run(&work[i])
 			}
 		}
 		if n == 1 {
@@ -223,7 +244,8 @@ func (d *derived[PK, PV, K, V]) evaluate(work []*task[PK, K, V]) {
 		}
 	}
 	wg.Wait()
-	for _, t := range work {
+	for i := range work {
+		t := &work[i]
 		if t.fault == nil {
 			d.mended(t.key)
 			continue
@@ -261,7 +283,7 @@ type worker[PK comparable, PV any, K comparable, V any] struct {
 
 func newWorker[PK comparable, PV any, K comparable, V any](d *derived[PK, PV, K, V]) *worker[PK, PV, K, V] {
 	w := &worker[PK, PV, K, V]{d: d, index: map[K]int{}}
-	w.reader = Reader{by: &d.meter, seen: map[dependency]struct{}{}}
+	w.reader = Reader{by: &d.meter, seen: map[ref]struct{}{}}
 	w.emit = w.add // bound once
 	return w
 }
@@ -271,19 +293,19 @@ func (w *worker[PK, PV, K, V]) add(k K, v V) {
 	switch {
 	case !dup:
 		w.index[k] = len(w.rows)
-		w.rows = append(w.rows, Row[K, V]{k, v})
+		w.rows = append(w.rows, Row[K, V]{Key: k, Val: v})
 	case w.d.prefer(v, w.rows[i].Val):
 		w.rows[i].Val = v
 	}
 }
 
 // run evaluates t and notes what is new. An output equal to the last one keeps its row.
-func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
+func (w *worker[PK, PV, K, V]) run(t *turn[PK, K, V]) {
 	defer func() {
 		if p := recover(); p != nil {
 			t.fault = fmt.Errorf("graph: table %q, key %v: %v\n%s", w.d.name, t.key, p, debug.Stack())
 		}
-		if t.moved = !slices.Equal(t.deps, w.reader.deps); t.moved {
+		if t.moved = !slices.Equal(t.val.deps, w.reader.deps); t.moved {
 			t.newDeps = slices.Clone(w.reader.deps)
 		}
 		clear(w.reader.seen)
@@ -291,14 +313,13 @@ func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
 		clear(w.index)
 		w.reader.deps, w.rows, w.reader.keep = w.reader.deps[:0], w.rows[:0], false
 	}()
-	v, _ := w.d.from.current(t.key)
-	w.d.f(&w.reader, t.key, v, w.emit)
+	w.d.f(&w.reader, t.key, w.d.from.value(t.key), w.emit)
 	if w.reader.keep {
 		return
 	}
 	outs := make([]*Row[K, V], len(w.rows))
 	var dropped, added []*Row[K, V]
-	for _, old := range t.outs {
+	for _, old := range t.val.outs {
 		if i, ok := w.index[old.Key]; ok && w.d.equal(old.Val, w.rows[i].Val) {
 			outs[i] = old
 		} else {
@@ -307,9 +328,10 @@ func (w *worker[PK, PV, K, V]) run(t *task[PK, K, V]) {
 	}
 	for i, row := range w.rows {
 		if outs[i] == nil {
+			row.by = t.number
 			outs[i] = &row
 			added = append(added, &row)
 		}
 	}
-	t.outs, t.dropped, t.added = outs, dropped, added
+	t.val.outs, t.dropped, t.added = outs, dropped, added
 }

@@ -90,6 +90,10 @@ type node interface {
 	settle()           // forgets what changed
 	top() any          // the rows to publish; nil for an index
 	verify()           // panics if a value was changed after the graph got it
+
+	// link and unlink note that a row, by, reads the key of this number, or no longer does.
+	link(key uint32, by ref)
+	unlink(key uint32, by ref)
 }
 
 // New returns an empty Graph.
@@ -363,44 +367,35 @@ func blame[K any](table string, at *K) {
 	}
 }
 
-// dependent is a row that must be evaluated again when something it read changes.
-type dependent interface{ markDirty() }
+// ref names something of a node by its number there: a row that reads, or a key that is read.
+type ref struct{ node, at uint32 }
 
-// dependency is one thing that rows read: a key of a table or of an index.
-type dependency interface {
-	add(dependent)
-	remove(dependent)
-}
+// dependent is a node whose rows must be evaluated again when something they read changes.
+type dependent interface{ mark(row uint32) }
 
-// readers holds who read which key of one table or index.
+// readers holds who reads which key of one table or index. Keys that nobody reads are not in it.
 type readers[K comparable] struct {
-	mu sync.RWMutex // guards the map, not the entries: these are touched between evaluations only
-	m  map[K]*watch[K]
-}
-
-type watch[K comparable] struct {
-	in  *readers[K]
-	key K
-	by  set
+	mu   sync.RWMutex // guards the arena, not the sets: these are touched between evaluations only
+	keys arena[K, set]
 }
 
 // set is who reads one thing. Nearly always that is a handful, for which a map is six times as large and no faster.
 type set struct {
-	few  []dependent
-	many map[dependent]struct{} // in place of few once there are more than fits
+	few  []ref
+	many map[ref]struct{} // in place of few once there are more than fits
 }
 
 const fits = 8
 
-func (s *set) add(d dependent) {
+func (s *set) add(r ref) {
 	switch {
 	case s.many != nil:
-		s.many[d] = struct{}{}
-	case slices.Contains(s.few, d):
+		s.many[r] = struct{}{}
+	case slices.Contains(s.few, r):
 	case len(s.few) < fits:
-		s.few = append(s.few, d)
+		s.few = append(s.few, r)
 	default:
-		s.many = map[dependent]struct{}{d: {}}
+		s.many = map[ref]struct{}{r: {}}
 		for _, o := range s.few {
 			s.many[o] = struct{}{}
 		}
@@ -408,53 +403,53 @@ func (s *set) add(d dependent) {
 	}
 }
 
-// remove takes d away and reports whether nobody is left.
-func (s *set) remove(d dependent) bool {
+// remove takes r away and reports whether nobody is left.
+func (s *set) remove(r ref) bool {
 	if s.many != nil {
-		delete(s.many, d)
+		delete(s.many, r)
 		return len(s.many) == 0
 	}
-	s.few = slices.DeleteFunc(s.few, func(o dependent) bool { return o == d })
+	s.few = slices.DeleteFunc(s.few, func(o ref) bool { return o == r })
 	return len(s.few) == 0
 }
 
-// at returns the dependency on k. Safe for concurrent use.
-func (rs *readers[K]) at(k K) dependency {
+// number returns the number of k, which a row is about to read. Safe for concurrent use.
+func (rs *readers[K]) number(k K) uint32 {
 	rs.mu.RLock()
-	w := rs.m[k]
+	i, ok := rs.keys.find(k)
 	rs.mu.RUnlock()
-	if w != nil {
-		return w
+	if ok {
+		return i
 	}
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	if w = rs.m[k]; w == nil {
-		w = &watch[K]{in: rs, key: k}
-		if rs.m == nil {
-			rs.m = map[K]*watch[K]{}
-		}
-		rs.m[k] = w
+	if i, ok = rs.keys.find(k); !ok {
+		i = rs.keys.add(k)
 	}
-	return w
+	return i
 }
 
 // touch marks every row that read k.
-func (rs *readers[K]) touch(k K) {
-	if w := rs.m[k]; w != nil {
-		for _, d := range w.by.few {
-			d.markDirty()
-		}
-		for d := range w.by.many {
-			d.markDirty()
-		}
+func (rs *readers[K]) touch(g *Graph, k K) {
+	i, ok := rs.keys.find(k)
+	if !ok {
+		return
+	}
+	mark := func(r ref) { g.nodes[r.node].(dependent).mark(r.at) }
+	s := &rs.keys.at(i).val
+	for _, r := range s.few {
+		mark(r)
+	}
+	for r := range s.many {
+		mark(r)
 	}
 }
 
-func (w *watch[K]) add(d dependent) { w.by.add(d) }
+func (rs *readers[K]) link(key uint32, by ref) { rs.keys.at(key).val.add(by) }
 
-func (w *watch[K]) remove(d dependent) {
-	if w.by.remove(d) {
-		delete(w.in.m, w.key)
+func (rs *readers[K]) unlink(key uint32, by ref) {
+	if rs.keys.at(key).val.remove(by) {
+		rs.keys.remove(key)
 	}
 }
 
@@ -462,15 +457,16 @@ func (w *watch[K]) remove(d dependent) {
 type Reader struct {
 	by   *meter
 	keep bool
-	deps []dependency
-	seen map[dependency]struct{}
+	deps []ref
+	seen map[ref]struct{}
 }
 
 // Keep has the row keep what it emitted last, whatever this call emits: for one that finds something it reads not to be had
 // for now, by a fault, and must not take that for a removal.
 func (r *Reader) Keep() { r.keep = true }
 
-func (r *Reader) record(d dependency) {
+func (r *Reader) record(m *meter, key uint32) {
+	d := ref{uint32(m.pos), key}
 	if _, ok := r.seen[d]; !ok {
 		r.seen[d] = struct{}{}
 		r.deps = append(r.deps, d)
@@ -480,14 +476,14 @@ func (r *Reader) record(d dependency) {
 // Get returns the row k of t and records the dependency, also on a row that is absent.
 func Get[K comparable, V any](r *Reader, t *Table[K, V], k K) (V, bool) {
 	t.mustPrecede(r.by)
-	r.record(t.readers.at(k))
+	r.record(&t.meter, t.readers.number(k))
 	return t.current(k)
 }
 
-// Find returns the rows of ix under ik, in order of their keys, and records the dependency. The slice is shared: do not change it.
-func Find[IK, K comparable, V any](r *Reader, ix *Index[IK, K, V], ik IK) []Row[K, V] {
+// Find returns the rows of ix under ik, in order of their keys, and records the dependency. Slice and rows are shared: do not
+// change them.
+func Find[IK, K comparable, V any](r *Reader, ix *Index[IK, K, V], ik IK) []*Row[K, V] {
 	ix.mustPrecede(r.by)
-	r.record(ix.readers.at(ik))
-	rows, _ := ix.current(ik)
-	return rows
+	r.record(&ix.meter, ix.readers.number(ik))
+	return ix.value(ik)
 }

@@ -201,7 +201,7 @@ func TestGroup(t *testing.T) {
 	g := strict()
 	pod := NewSource[string, string](g, "pod", nil)
 	byNode := NewIndex(pod.Table, "pod/node", func(_, node string) []string { return []string{node, node} })
-	list := Group(g, "list", byNode, TableOptions[string]{}, func(_ *Reader, node string, rows []Row[string, string], emit func(string, string)) {
+	list := Group(g, "list", byNode, TableOptions[string]{}, func(_ *Reader, node string, rows []*Row[string, string], emit func(string, string)) {
 		var names []string
 		for _, r := range rows {
 			names = append(names, r.Key)
@@ -245,13 +245,13 @@ func TestReplace(t *testing.T) {
 		do   func(s *Source[int, int])
 		want rows
 	}{
-		{"removes what it owns", func(s *Source[int, int]) { s.Replace([]Row[int, int]{{2, 20}}, even) }, rows{1: 1, 2: 20}},
-		{"nil owns all", func(s *Source[int, int]) { s.Replace([]Row[int, int]{{1, 1}}, nil) }, rows{1: 1}},
+		{"removes what it owns", func(s *Source[int, int]) { s.Replace([]Row[int, int]{{Key: 2, Val: 20}}, even) }, rows{1: 1, 2: 20}},
+		{"nil owns all", func(s *Source[int, int]) { s.Replace([]Row[int, int]{{Key: 1, Val: 1}}, nil) }, rows{1: 1}},
 		{"undoes an earlier set", func(s *Source[int, int]) { s.Set(6, 6); s.Replace(nil, even) }, rows{1: 1}},
 		{"yields to a later set", func(s *Source[int, int]) { s.Replace(nil, even); s.Set(6, 6) }, rows{1: 1, 6: 6}},
 		{"leaves sets of others", func(s *Source[int, int]) { s.Set(3, 3); s.Replace(nil, even) }, rows{1: 1, 3: 3}},
 		{"rows survive a second one", func(s *Source[int, int]) {
-			s.Replace([]Row[int, int]{{2, 22}}, even)
+			s.Replace([]Row[int, int]{{Key: 2, Val: 22}}, even)
 			s.Replace(nil, func(k int) bool { return !even(k) })
 		}, rows{2: 22}},
 	} {
@@ -334,7 +334,7 @@ func TestReadersDoNotWaitForARound(t *testing.T) {
 		if v, _ := table.Lookup(0); v != 1 {
 			t.Errorf("%s shows %d during the round, want 1", table.name, v)
 		}
-		if rows := table.All(); !slices.Equal(rows, []Row[int, int]{{0, 1}}) {
+		if rows := table.All(); !slices.Equal(rows, []Row[int, int]{{Key: 0, Val: 1}}) {
 			t.Errorf("%s shows %v during the round", table.name, rows)
 		}
 	}

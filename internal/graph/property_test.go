@@ -27,7 +27,7 @@ const (
 // reading is what a node's function may ask of tables before it.
 type reading interface {
 	get(table, k int) (int, bool)
-	find(table, ik int) []Row[int, int]
+	find(table, ik int) []*Row[int, int]
 }
 
 type engineReading struct {
@@ -35,18 +35,18 @@ type engineReading struct {
 	r *Reader
 }
 
-func (e engineReading) get(t, k int) (int, bool)       { return Get(e.r, e.m.tables[t], k) }
-func (e engineReading) find(t, ik int) []Row[int, int] { return Find(e.r, e.m.indexes[t], ik) }
+func (e engineReading) get(t, k int) (int, bool)        { return Get(e.r, e.m.tables[t], k) }
+func (e engineReading) find(t, ik int) []*Row[int, int] { return Find(e.r, e.m.indexes[t], ik) }
 
 type naiveReading []map[int]int
 
 func (n naiveReading) get(t, k int) (int, bool) { v, ok := n[t][k]; return v, ok }
 
-func (n naiveReading) find(t, ik int) []Row[int, int] {
-	var rows []Row[int, int]
+func (n naiveReading) find(t, ik int) []*Row[int, int] {
+	var rows []*Row[int, int]
 	for _, k := range slices.Sorted(maps.Keys(n[t])) {
 		if slices.Contains(indexKeys(k, n[t][k]), ik) {
-			rows = append(rows, Row[int, int]{k, n[t][k]})
+			rows = append(rows, &Row[int, int]{Key: k, Val: n[t][k]})
 		}
 	}
 	return rows
@@ -83,7 +83,7 @@ func (m *model) derive(rnd *rand.Rand) {
 	if rnd.IntN(2) == 0 {
 		prefer = nil
 	}
-	f := func(r reading, k int, vals []Row[int, int], emit func(int, int)) {
+	f := func(r reading, k int, vals []*Row[int, int], emit func(int, int)) {
 		sum := 0
 		for i, row := range vals {
 			sum = (sum*3 + row.Key*(i+1) + row.Val) % 1000
@@ -106,18 +106,18 @@ func (m *model) derive(rnd *rand.Rand) {
 	}
 	var t *Table[int, int]
 	if overGroup {
-		t = Group(m.g, name, m.indexes[from], TableOptions[int]{Prefer: prefer}, func(r *Reader, ik int, rows []Row[int, int], emit func(int, int)) {
+		t = Group(m.g, name, m.indexes[from], TableOptions[int]{Prefer: prefer}, func(r *Reader, ik int, rows []*Row[int, int], emit func(int, int)) {
 			f(engineReading{m, r}, ik, rows, emit)
 		})
 	} else {
 		t = Derive(m.g, name, m.tables[from], TableOptions[int]{Prefer: prefer}, func(r *Reader, k, v int, emit func(int, int)) {
-			f(engineReading{m, r}, k, []Row[int, int]{{k, v}}, emit)
+			f(engineReading{m, r}, k, []*Row[int, int]{{Key: k, Val: v}}, emit)
 		})
 	}
 	m.add(t, func(all []map[int]int) {
-		in := map[int][]Row[int, int]{}
+		in := map[int][]*Row[int, int]{}
 		for k, v := range all[from] {
-			in[k] = []Row[int, int]{{k, v}}
+			in[k] = []*Row[int, int]{{Key: k, Val: v}}
 		}
 		if overGroup {
 			clear(in)
@@ -201,7 +201,7 @@ func (m *model) operate(rnd *rand.Rand) {
 	s := m.sources[rnd.IntN(len(m.sources))]
 	switch k := rnd.IntN(keySpace); rnd.IntN(12) {
 	case 0:
-		s.Replace([]Row[int, int]{{k - k%3, rnd.IntN(100)}}, func(k int) bool { return k%3 == 0 })
+		s.Replace([]Row[int, int]{{Key: k - k%3, Val: rnd.IntN(100)}}, func(k int) bool { return k%3 == 0 })
 	case 1, 2, 3:
 		s.Delete(k)
 	default:
@@ -241,7 +241,7 @@ func TestRandomHistoriesEqualRecomputation(t *testing.T) {
 
 func (m *model) watches() (n int) {
 	for i, t := range m.tables {
-		n += len(t.readers.m) + len(m.indexes[i].readers.m)
+		n += t.readers.keys.n + m.indexes[i].readers.keys.n
 	}
 	return n
 }
@@ -264,7 +264,7 @@ func FuzzHistory(f *testing.F) {
 			case 2:
 				s.Delete(k)
 			case 3:
-				s.Replace([]Row[int, int]{{k, v}}, func(o int) bool { return o%4 == k%4 })
+				s.Replace([]Row[int, int]{{Key: k, Val: v}}, func(o int) bool { return o%4 == k%4 })
 			default:
 				m.step()
 				prev = m.check(t, prev)
@@ -297,7 +297,7 @@ func TestTrieHistory(t *testing.T) {
 					delete(want, k)
 				} else {
 					want[k] = rnd.Int()
-					tr.put(edit, &Row[int, int]{k, want[k]})
+					tr.put(edit, &Row[int, int]{Key: k, Val: want[k]})
 				}
 			}
 			kept = append(kept, snapshot{tr, maps.Clone(want)})
@@ -315,5 +315,40 @@ func TestTrieHistory(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestArenaHistory holds the arena to a map, whose cells keep their numbers and places while they are there.
+func TestArenaHistory(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(4, 4))
+	type held struct {
+		number uint32
+		at     *cell[int, int]
+	}
+	a, want := newArena[int, int](), map[int]held{}
+	for range 20000 {
+		k := rnd.IntN(300)
+		if h, ok := want[k]; ok && rnd.IntN(3) == 0 {
+			a.remove(h.number)
+			delete(want, k)
+		} else if !ok {
+			i := a.add(k)
+			want[k] = held{i, a.at(i)}
+			a.at(i).val = -k
+		}
+		if a.n != len(want) {
+			t.Fatalf("%d cells, want %d", a.n, len(want))
+		}
+		k = rnd.IntN(300)
+		i, ok := a.find(k)
+		if h, in := want[k]; ok != in || ok && (i != h.number || a.at(i) != h.at || *h.at != cell[int, int]{k, -k}) {
+			t.Fatalf("key %d: found %v as %d, want %v as %+v", k, ok, i, in, h)
+		}
+	}
+	for _, h := range want {
+		a.remove(h.number)
+	}
+	if a.n != 0 || slices.ContainsFunc(a.slots, func(i uint32) bool { return i != 0 }) {
+		t.Errorf("%d cells are left of none", a.n)
 	}
 }

@@ -3,6 +3,7 @@ package graph
 import (
 	"fmt"
 	"hash/maphash"
+	"iter"
 	"reflect"
 	"slices"
 )
@@ -11,6 +12,8 @@ import (
 type Row[K comparable, V any] struct {
 	Key K
 	Val V
+
+	by uint32 // in a derived table: the number of the input that emitted it
 }
 
 // Change is what one round did to one key. Had and Has tell whether the row was there before and is there now.
@@ -20,14 +23,24 @@ type Change[K comparable, V any] struct {
 	Had, Has bool
 }
 
+// change is a row before and after a round; nil if it was or is not there.
+type change[K comparable, V any] struct{ old, new *Row[K, V] }
+
+func (c change[K, V]) key() K {
+	if c.new != nil {
+		return c.new.Key
+	}
+	return c.old.Key
+}
+
 // Table is a set of rows that others can read.
 type Table[K comparable, V any] struct {
 	meter
 	equal   func(a, b V) bool
 	tip     trie[K, V] // rows as of the round under way; owned by the graph
-	changes []Change[K, V]
-	readers readers[K]
-	hashes  map[K]uint64 // of the values, if the graph is strict
+	changes []change[K, V]
+	readers[K]
+	hashes map[*Row[K, V]]uint64 // of the values, if the graph is strict
 }
 
 func (t *Table[K, V]) init(equal func(a, b V) bool) {
@@ -37,6 +50,7 @@ func (t *Table[K, V]) init(equal func(a, b V) bool) {
 	t.equal = equal
 	seed := maphash.MakeSeed()
 	t.tip.hash = func(k K) uint64 { return maphash.Comparable(seed, k) }
+	t.readers.keys = newArena[K, set]()
 }
 
 // Lookup returns the row k of the latest published revision. A later call never sees an older revision, of this table or
@@ -52,13 +66,26 @@ func (t *Table[K, V]) Lookup(k K) (V, bool) {
 // All returns the rows of the latest published revision, in no particular order. Safe for concurrent use; never waits for a round.
 func (t *Table[K, V]) All() []Row[K, V] {
 	var rows []Row[K, V]
-	t.published().each(func(row *Row[K, V]) { rows = append(rows, *row) })
+	t.published().each(func(row *Row[K, V]) { rows = append(rows, Row[K, V]{Key: row.Key, Val: row.Val}) })
 	return rows
 }
 
 // Changed returns what the round just published changed, one Change a key, in no particular order. It belongs to the graph's
 // goroutine: call it inside OnPublish, or between two Steps.
-func (t *Table[K, V]) Changed() []Change[K, V] { return t.changes }
+func (t *Table[K, V]) Changed() []Change[K, V] {
+	var out []Change[K, V]
+	for _, c := range t.changes {
+		p := Change[K, V]{Key: c.key()}
+		if c.old != nil {
+			p.Old, p.Had = c.old.Val, true
+		}
+		if c.new != nil {
+			p.New, p.Has = c.new.Val, true
+		}
+		out = append(out, p)
+	}
+	return out
+}
 
 func (t *Table[K, V]) published() *branch[K, V] {
 	v := t.graph.view.Load()
@@ -76,31 +103,26 @@ func (t *Table[K, V]) current(k K) (v V, ok bool) {
 	return v, false
 }
 
-// set makes row the row of k, or removes it if row is nil. It is called at most once a round for a key.
-func (t *Table[K, V]) set(rev Rev, k K, row *Row[K, V]) {
+// set makes row the row of k, or removes it if row is nil, and reports whether that is a change: in place of a row of equal
+// value it puts none. It is called at most once a round for a key.
+func (t *Table[K, V]) set(rev Rev, k K, row *Row[K, V]) bool {
 	old := t.tip.get(k)
-	c := Change[K, V]{Key: k}
-	if old != nil {
-		c.Old, c.Had = old.Val, true
-	}
-	if row != nil {
-		c.New, c.Has = row.Val, true
-	}
 	switch {
-	case !c.Had && !c.Has, row == old, c.Had && c.Has && t.equal(c.Old, c.New):
-		return
-	case c.Has:
+	case old == row, old != nil && row != nil && t.equal(old.Val, row.Val):
+		return false
+	case row != nil:
 		t.tip.put(rev, row)
 	default:
 		t.tip.delete(rev, k)
 	}
-	t.changes = append(t.changes, c)
+	t.changes = append(t.changes, change[K, V]{old, row})
+	return true
 }
 
 // finish tells the readers of what has changed.
 func (t *Table[K, V]) finish() bool {
 	for _, c := range t.changes {
-		t.readers.touch(c.Key)
+		t.touch(t.graph, c.key())
 	}
 	t.rows.Store(int64(t.tip.n))
 	return len(t.changes) > 0
@@ -110,22 +132,30 @@ func (t *Table[K, V]) stats() *meter { return &t.meter }
 func (t *Table[K, V]) settle()       { t.changes = nil }
 func (t *Table[K, V]) top() any      { return t.tip.top }
 
-func (t *Table[K, V]) changed() []Change[K, V] { return t.changes }
+func (t *Table[K, V]) value(k K) V {
+	v, _ := t.current(k)
+	return v
+}
 
-func (t *Table[K, V]) verify() {
-	if t.hashes == nil {
-		t.hashes = map[K]uint64{}
-	}
-	for _, c := range t.changes {
-		if delete(t.hashes, c.Key); c.Has {
-			t.hashes[c.Key] = deepHash(t.graph.seed, c.New)
+func (t *Table[K, V]) changed() iter.Seq2[K, bool] {
+	return func(yield func(K, bool) bool) {
+		for _, c := range t.changes {
+			if !yield(c.key(), c.new != nil) {
+				return
+			}
 		}
 	}
+}
+
+func (t *Table[K, V]) verify() {
+	hashes := map[*Row[K, V]]uint64{}
 	t.tip.top.each(func(row *Row[K, V]) {
-		if deepHash(t.graph.seed, row.Val) != t.hashes[row.Key] {
+		hashes[row] = deepHash(t.graph.seed, row.Val)
+		if was, ok := t.hashes[row]; ok && was != hashes[row] {
 			panic(fmt.Sprintf("graph: table %q, key %v: the value was changed after the graph got it: %+v", t.name, row.Key, row.Val))
 		}
 	})
+	t.hashes = hashes
 }
 
 // Source is a table that is fed from outside the graph.
@@ -151,7 +181,7 @@ func NewSource[K comparable, V any](g *Graph, name string, equal func(a, b V) bo
 }
 
 // Set stages a row; the last one staged before a round wins. Safe for concurrent use.
-func (s *Source[K, V]) Set(k K, v V) { s.stage(k, &Row[K, V]{k, v}) }
+func (s *Source[K, V]) Set(k K, v V) { s.stage(k, &Row[K, V]{Key: k, Val: v}) }
 
 // Delete stages the removal of a row, present or not. Safe for concurrent use.
 func (s *Source[K, V]) Delete(k K) { s.stage(k, nil) }

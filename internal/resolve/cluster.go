@@ -214,7 +214,7 @@ type Backends struct {
 }
 
 // BackendsOf gathers the backends of a service from its endpoints.
-func BackendsOf(r *graph.Reader, t *Tables, rows []graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
+func BackendsOf(r *graph.Reader, t *Tables, rows []*graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
 	accounts, addresses, networks := map[string]bool{}, map[mesh.Address]bool{}, map[string]bool{}
 	plain := false
 	for _, row := range rows {
@@ -354,7 +354,7 @@ func Assignment(r *graph.Reader, t *Tables, k AssignmentKey, labels map[string]s
 
 // endpointsOf finds the endpoints of a port. Of a service that keeps to its clients' nodes there are none for clients whose
 // node is not known: these wait for a moment, where requests that leave their node would break what the service promises.
-func endpointsOf(r *graph.Reader, t *Tables, s mesh.Service, at mesh.ServicePort) []graph.Row[mesh.EndpointKey, mesh.Endpoint] {
+func endpointsOf(r *graph.Reader, t *Tables, s mesh.Service, at mesh.ServicePort) []*graph.Row[mesh.EndpointKey, mesh.Endpoint] {
 	switch {
 	case !s.Local:
 		return graph.Find(r, t.ByPort, at)

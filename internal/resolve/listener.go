@@ -107,7 +107,7 @@ type Won struct {
 
 // Arbitrate decides between the services that want one socket: a service's own address comes before what slices list, then
 // the oldest has it. It decides for everybody, and for each namespace whose clients see it otherwise.
-func Arbitrate(rows []graph.Row[BindingKey, Binding]) []Won {
+func Arbitrate(rows []*graph.Row[BindingKey, Binding]) []Won {
 	best := map[string]Won{} // of what everybody sees, and of what only clients of a namespace do
 	for _, row := range rows {
 		clients := row.Val.Clients

@@ -210,8 +210,8 @@ func Route(r *graph.Reader, byPort *graph.Index[PortKey, HostKey, Host], k Route
 }
 
 // overlay puts own rows in place of those of the same services, and among the rest; all are in order of services.
-func overlay(all, own []graph.Row[HostKey, Host]) []graph.Row[HostKey, Host] {
-	out := make([]graph.Row[HostKey, Host], 0, len(all)+len(own))
+func overlay(all, own []*graph.Row[HostKey, Host]) []*graph.Row[HostKey, Host] {
+	out := make([]*graph.Row[HostKey, Host], 0, len(all)+len(own))
 	for _, row := range all {
 		for len(own) > 0 && own[0].Key.Service.Compare(row.Key.Service) < 0 {
 			out, own = append(out, own[0]), own[1:]
@@ -224,7 +224,7 @@ func overlay(all, own []graph.Row[HostKey, Host]) []graph.Row[HostKey, Host] {
 }
 
 // arbitrate returns which domains each host loses, and to which one, by position.
-func arbitrate(hosts []graph.Row[HostKey, Host]) map[int]map[string]int {
+func arbitrate(hosts []*graph.Row[HostKey, Host]) map[int]map[string]int {
 	owners := map[string]int{} // of those that more than one host may want
 	for _, d := range repeated(hosts) {
 		owners[d] = -1
@@ -260,7 +260,7 @@ func arbitrate(hosts []graph.Row[HostKey, Host]) map[int]map[string]int {
 
 // repeated returns the domains that more than one host has, and with them perhaps some whose hash another has. It is asked of
 // all domains at each change of any, and nearly always there are none: a table of hashes takes a tenth of what a map takes.
-func repeated(hosts []graph.Row[HostKey, Host]) (out []string) {
+func repeated(hosts []*graph.Row[HostKey, Host]) (out []string) {
 	n := 0
 	for _, row := range hosts {
 		n += len(row.Val.Domains)

@@ -31,7 +31,7 @@ func (rs Rules) of(client string) mesh.Rule {
 // RulesOf merges the rules of a key. Of the root namespace's own clients only rules kept to that namespace come before the
 // service's. It is done here once, and not for each service that the host may mean; and for connected clients only, however
 // many namespaces a rule is exported to.
-func RulesOf(r *graph.Reader, t *Tables, id mesh.ID, k RulesKey, rows []graph.Row[mesh.ObjectKey, mesh.Rule]) Rules {
+func RulesOf(r *graph.Reader, t *Tables, id mesh.ID, k RulesKey, rows []*graph.Row[mesh.ObjectKey, mesh.Rule]) Rules {
 	root := t.ConfigOf(r, id).RootNamespace
 	var rules []mesh.Rule
 	for _, row := range rows {
