@@ -17,25 +17,24 @@ func (p *Pipeline) clusters(g *graph.Graph) {
 		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.EntryKey, resolve.Entry)) {
 			resolve.Entries(r, t, s, func(k resolve.EntryKey, e resolve.Entry, _ resolve.Said, _ map[string]string) { emit(k, e) })
 		})
-	said := graph.Derive(g, "clusters.said", t.Services, graph.TableOptions[resolve.Said]{},
-		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ClusterKey, resolve.Said)) {
-			resolve.Entries(r, t, s, func(_ resolve.EntryKey, e resolve.Entry, said resolve.Said, _ map[string]string) {
-				if e.Cluster != (resolve.ClusterKey{}) {
-					emit(e.Cluster, said)
-				}
-			})
-		})
 	labels := graph.Derive(g, "assignments.labels", t.Services, graph.TableOptions[map[string]string]{},
 		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.AssignmentKey, map[string]string)) {
 			resolve.Entries(r, t, s, func(_ resolve.EntryKey, e resolve.Entry, _ resolve.Said, labels map[string]string) {
 				emit(e.Assignment, labels)
 			})
 		})
-	clusters := graph.Derive(g, "clusters", said, graph.TableOptions[resolve.ClusterSpec]{},
-		func(r *graph.Reader, k resolve.ClusterKey, said resolve.Said, emit func(resolve.ClusterKey, resolve.ClusterSpec)) {
-			if spec, ok := resolve.Cluster(r, t, k, said); ok {
-				emit(k, spec)
-			}
+	clusters := graph.Derive(g, "clusters", t.Services, graph.TableOptions[resolve.ClusterSpec]{},
+		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ClusterKey, resolve.ClusterSpec)) {
+			gathered := map[resolve.ClusterKey]bool{{}: true} // zero in a layer of a node
+			resolve.Entries(r, t, s, func(_ resolve.EntryKey, e resolve.Entry, said resolve.Said, _ map[string]string) {
+				if gathered[e.Cluster] {
+					return
+				}
+				gathered[e.Cluster] = true
+				if spec, ok := resolve.Cluster(r, t, e.Cluster, said); ok {
+					emit(e.Cluster, spec)
+				}
+			})
 		})
 	assignments := graph.Derive(g, "assignments", labels, graph.TableOptions[resolve.AssignmentSpec]{},
 		func(r *graph.Reader, k resolve.AssignmentKey, labels map[string]string, emit func(resolve.AssignmentKey, resolve.AssignmentSpec)) {

@@ -22,12 +22,14 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 		func(_ *graph.Reader, k resolve.Socket, rows []*graph.Row[resolve.BindingKey, resolve.Binding], emit func(resolve.Socket, []resolve.Won)) {
 			emit(k, resolve.Arbitrate(rows))
 		})
-	p.findings = append(p.findings, graph.Derive(g, "findings.sockets", bindings, graph.TableOptions[mesh.Finding]{},
-		func(r *graph.Reader, k resolve.BindingKey, b resolve.Binding, emit func(findingKey, mesh.Finding)) {
-			won, _ := graph.Get(r, sockets, k.Socket)
-			if lost := resolve.Lost(r, t, k, b, won); lost != "" {
-				f := mesh.Finding{About: b.Ref, Reason: "AddressTaken", Message: lost}
-				emit(findingKey{About: f.About, Message: f.Message}, f)
+	p.findings = append(p.findings, graph.Group(g, "findings.sockets", bySocket, graph.TableOptions[mesh.Finding]{},
+		func(r *graph.Reader, k resolve.Socket, rows []*graph.Row[resolve.BindingKey, resolve.Binding], emit func(findingKey, mesh.Finding)) {
+			won, _ := graph.Get(r, sockets, k)
+			for _, row := range rows {
+				if lost := resolve.Lost(r, t, row.Key, row.Val, won); lost != "" {
+					f := mesh.Finding{About: row.Val.Ref, Reason: "AddressTaken", Message: lost}
+					emit(findingKey{About: f.About, Message: f.Message}, f)
+				}
 			}
 		}))
 	specs := graph.Derive(g, "listeners", sockets, graph.TableOptions[resolve.ListenerSpec]{},

@@ -35,12 +35,9 @@ func (p *Pipeline) place(typeURL string, t *graph.Table[place, xds.Resource]) {
 // put places what was rendered of a spec. A spec that could not be rendered leaves in place what was there: clients would
 // take nothing for a removal.
 func put[K comparable, S any](r *graph.Reader, at place, k K, specs *graph.Table[K, S], rendered *graph.Table[K, xds.Resource], emit func(place, xds.Resource)) {
-	if _, ok := graph.Get(r, specs, k); !ok {
-		return
-	}
 	if res, ok := graph.Get(r, rendered, k); ok {
 		emit(at, res)
-	} else {
+	} else if _, ok := graph.Get(r, specs, k); ok {
 		r.Keep()
 	}
 }

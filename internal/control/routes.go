@@ -32,12 +32,9 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		func(_ *graph.Reader, id mesh.ID, c mesh.Config, emit func(mesh.ID, []xds.Fragment)) {
 			emit(id, fragments(virtualHosts, envoy.CatchAll(resolve.ProxyOf(c))))
 		})
-	keys := graph.Derive(g, "routes.keys", hosts, graph.TableOptions[struct{}]{},
-		func(_ *graph.Reader, k resolve.HostKey, _ resolve.Host, emit func(resolve.RouteKey, struct{})) {
-			emit(resolve.RouteKey{Layer: resolve.Layer{Mesh: k.Service.Mesh, Cluster: k.Cluster, Namespace: k.Client}, Port: k.Port}, struct{}{})
-		})
-	specs := graph.Derive(g, "routes", keys, sameContent[resolve.RouteSpec](),
-		func(r *graph.Reader, k resolve.RouteKey, _ struct{}, emit func(resolve.RouteKey, resolve.RouteSpec)) {
+	specs := graph.Group(g, "routes", byPort, sameContent[resolve.RouteSpec](),
+		func(r *graph.Reader, at resolve.PortKey, _ []*graph.Row[resolve.HostKey, resolve.Host], emit func(resolve.RouteKey, resolve.RouteSpec)) {
+			k := resolve.RouteKey{Layer: resolve.Layer{Mesh: p.id, Cluster: at.Cluster, Namespace: at.Client}, Port: at.Port}
 			emit(k, resolve.Route(r, byPort, k))
 		})
 	p.findings = append(p.findings, graph.Derive(g, "findings.hosts", specs, graph.TableOptions[mesh.Finding]{},

@@ -50,9 +50,11 @@ type Binding struct {
 // Bindings emits what a service wants. Requests on one port share a socket, whatever their destination; other protocols are
 // told apart by the service's addresses, or the addresses of its endpoints if it has none of its own.
 func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, Binding)) {
-	reach, _ := graph.Get(r, t.Reach, s.Key)
-	if !s.Export.All && len(reach) == 0 {
-		return
+	var reach []string
+	if !s.Export.All {
+		if reach, _ = graph.Get(r, t.Reach, s.Key); len(reach) == 0 {
+			return
+		}
 	}
 	for _, p := range s.Ports {
 		b := Binding{Object: s.Object, Protocol: p.Protocol, All: s.Export.All, Clients: reach}

@@ -247,8 +247,14 @@ func views(r *graph.Reader, t *Tables, s mesh.Service) []View {
 			out = append(out, v)
 		}
 	}
+	if len(out) == 1 && everybody.Rule.Host == "" {
+		return unruled
+	}
 	return out
 }
+
+// unruled is how nearly every service is seen: by everybody, and no rule is for it. They share it.
+var unruled = []View{{}}
 
 // viewOf returns how clients of a namespace see a service of these views.
 func viewOf(seen []View, client string) View {
