@@ -2,15 +2,50 @@ package graph
 
 import "hash/maphash"
 
-// arena holds cells by key, and gives each a number that is its own while it is there. What the engine remembers of rows is
-// some hundred thousand small things: a map of pointers to them takes twice as much as they do, a pointer twice as much as a
-// number, and numbers cost the collector nothing. A cell stays where it is in memory; that of one removed is used again.
+// What the engine remembers of rows is some hundred thousand small things. It keeps them in pages and means them by numbers: a
+// map of pointers to them would take twice as much as they do, a pointer twice as much as a number, and numbers cost the
+// collector nothing.
+
+// pages holds things by number. A thing stays where it is in memory.
+type pages[T any] [][]T
+
+const page = 32 // things; a table of one row should not take much more than a map does
+
+func (p pages[T]) at(i uint32) *T { return &p[i/page][i%page] }
+
+// reach is at for a number that may be new.
+func (p *pages[T]) reach(i uint32) *T {
+	for int(i/page) >= len(*p) {
+		*p = append(*p, make([]T, page))
+	}
+	return p.at(i)
+}
+
+// numbers gives numbers out, the lowest at first. One given back is given out again.
+type numbers struct {
+	next uint32
+	back []uint32
+}
+
+func (n *numbers) take() uint32 {
+	if last := len(n.back) - 1; last >= 0 {
+		i := n.back[last]
+		n.back = n.back[:last]
+		return i
+	}
+	n.next++
+	return n.next - 1
+}
+
+func (n *numbers) give(is ...uint32) { n.back = append(n.back, is...) }
+
+// arena holds things by key, each under a number that is its own while it is there.
 type arena[K comparable, T any] struct {
 	seed  maphash.Seed
 	n     int
 	slots []uint32 // numbers, plus one, by the hash of their keys, or in the next slot that was empty; a power of two of them
-	pages [][]cell[K, T]
-	free  []uint32
+	cells pages[cell[K, T]]
+	numbers
 }
 
 type cell[K comparable, T any] struct {
@@ -18,14 +53,12 @@ type cell[K comparable, T any] struct {
 	val T
 }
 
-const page = 32 // cells; a table of one row should not take much more than a map does
-
 func newArena[K comparable, T any]() arena[K, T] {
 	return arena[K, T]{seed: maphash.MakeSeed(), slots: make([]uint32, 4)}
 }
 
 // at returns the cell of a number that find or add has returned.
-func (a *arena[K, T]) at(i uint32) *cell[K, T] { return &a.pages[i/page][i%page] }
+func (a *arena[K, T]) at(i uint32) *cell[K, T] { return a.cells.at(i) }
 
 func (a *arena[K, T]) find(k K) (uint32, bool) {
 	i := a.slots[a.slot(k)]
@@ -57,16 +90,8 @@ func (a *arena[K, T]) add(k K) uint32 {
 			}
 		}
 	}
-	var i uint32
-	if last := len(a.free) - 1; last >= 0 {
-		i, a.free = a.free[last], a.free[:last]
-	} else {
-		i = uint32(a.n - 1) // none is free: every number below is in use
-		if i%page == 0 {
-			a.pages = append(a.pages, make([]cell[K, T], page))
-		}
-	}
-	a.at(i).key = k
+	i := a.take()
+	a.cells.reach(i).key = k
 	a.slots[a.slot(k)] = i + 1
 	return i
 }
@@ -82,6 +107,6 @@ func (a *arena[K, T]) remove(i uint32) {
 	}
 	a.slots[gap] = 0
 	*a.at(i) = cell[K, T]{}
-	a.free = append(a.free, i)
+	a.give(i)
 	a.n--
 }

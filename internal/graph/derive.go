@@ -2,7 +2,6 @@ package graph
 
 import (
 	"fmt"
-	"iter"
 	"log/slog"
 	"runtime/debug"
 	"slices"
@@ -22,8 +21,19 @@ type TableOptions[V any] struct {
 // primary is what a derived table has one evaluation for each row of.
 type primary[K comparable, V any] interface {
 	stats() *meter
-	changed() iter.Seq2[K, bool] // by the round under way, and whether it is there now
-	value(K) V
+	changed() []moved[K, V] // by the round under way
+}
+
+// input is a row of the primary table. Its value is nil if it has gone.
+type input[K comparable, V any] struct {
+	key *K
+	val *V
+}
+
+// moved is an input that came, changed or has gone, and its number, which from the next round on may be another's if it has gone.
+type moved[K comparable, V any] struct {
+	at uint32
+	input[K, V]
 }
 
 // Derive adds a table to g that holds what f emits for each row of from. f runs again when that row or something it read
@@ -41,7 +51,10 @@ func Derive[PK comparable, PV any, K comparable, V any](g *Graph, name string, f
 func Group[IK, K comparable, V any, OK comparable, OV any](g *Graph, name string, ix *Index[IK, K, V], o TableOptions[OV],
 	f func(r *Reader, ik IK, rows []*Row[K, V], emit func(OK, OV)),
 ) *Table[OK, OV] {
-	return derive(g, name, ix, o, f)
+	return derive(g, name, ix, o, func(r *Reader, ik IK, rows []*Row[K, V], emit func(OK, OV)) {
+		r.rows += uint64(len(rows))
+		f(r, ik, rows, emit)
+	})
 }
 
 func derive[PK comparable, PV any, K comparable, V any](g *Graph, name string, from primary[PK, PV], o TableOptions[V],
@@ -49,7 +62,7 @@ func derive[PK comparable, PV any, K comparable, V any](g *Graph, name string, f
 ) *Table[K, V] {
 	d := &derived[PK, PV, K, V]{
 		Table: &Table[K, V]{}, from: from, f: f, prefer: o.Prefer, order: ordering[PK](name),
-		tasks: newArena[PK, task[K, V]](), contested: map[K][]*Row[K, V]{},
+		contested: map[K][]*Row[K, V]{},
 	}
 	if d.prefer == nil {
 		d.prefer = func(V, V) bool { return false }
@@ -67,25 +80,25 @@ type derived[PK comparable, PV any, K comparable, V any] struct {
 	prefer func(a, b V) bool
 	order  func(a, b PK) int
 
-	tasks     arena[PK, task[K, V]]
-	faults    map[PK]struct{}    // rows that the graph knows as faulty
-	dirty     []uint32           // tasks to evaluate in the next step, besides those whose row of from changed
-	contested map[K][]*Row[K, V] // outputs of several tasks for one key, in order of the inputs; a lone one is in the table
+	tasks     pages[task[PK, PV, K, V]] // by the number of their input
+	faults    map[PK]struct{}           // rows that the graph knows as faulty
+	dirty     []uint32                  // tasks to evaluate in the next step, besides those whose row of from changed
+	contested map[K][]*Row[K, V]        // outputs of several tasks for one key, in order of the inputs; a lone one is in the table
 	workers   []*worker[PK, PV, K, V]
 }
 
-// task is the evaluation for one row of the primary table.
-type task[K comparable, V any] struct {
+// task is the evaluation for one row of the primary table. The zero task is that of no row.
+type task[PK comparable, PV any, K comparable, V any] struct {
+	input[PK, PV]
 	dirty bool
-	gone  bool
 	deps  []ref
 	outs  []*Row[K, V]
 }
 
 // turn is a task's part in a step, and what it changes.
-type turn[PK comparable, K comparable, V any] struct {
+type turn[PK comparable, PV any, K comparable, V any] struct {
 	number uint32
-	*cell[PK, task[K, V]]
+	*task[PK, PV, K, V]
 
 	newDeps        []ref
 	moved          bool // newDeps differ from deps
@@ -94,7 +107,7 @@ type turn[PK comparable, K comparable, V any] struct {
 }
 
 func (d *derived[PK, PV, K, V]) mark(row uint32) {
-	if t := &d.tasks.at(row).val; !t.dirty {
+	if t := d.tasks.at(row); !t.dirty {
 		t.dirty = true
 		d.dirty = append(d.dirty, row)
 	}
@@ -102,6 +115,9 @@ func (d *derived[PK, PV, K, V]) mark(row uint32) {
 
 func (d *derived[PK, PV, K, V]) step(rev Rev) bool {
 	turns, gone := d.due()
+	if len(turns) == 0 {
+		return false
+	}
 	work := turns[gone:]
 	d.evaluate(work)
 	d.evaluated.Add(uint64(len(work)))
@@ -111,34 +127,29 @@ func (d *derived[PK, PV, K, V]) step(rev Rev) bool {
 		d.claim(&turns[i], claims)
 	}
 	d.settleClaims(rev, claims)
-	for i := range turns[:gone] {
-		d.tasks.remove(turns[i].number)
+	for _, t := range turns[:gone] {
+		*t.task = task[PK, PV, K, V]{}
 	}
 	return d.finish()
 }
 
 // due returns the tasks whose row is gone, and how many these are, and then those to evaluate.
-func (d *derived[PK, PV, K, V]) due() (turns []turn[PK, K, V], gone int) {
-	for k, has := range d.from.changed() {
-		i, ok := d.tasks.find(k)
-		switch {
-		case has && !ok:
-			d.mark(d.tasks.add(k))
-		case has:
-			d.mark(i)
-		case ok:
-			d.mended(k)
-			t := d.tasks.at(i)
-			t.val.gone = true
-			turns = append(turns, turn[PK, K, V]{number: i, cell: t, moved: true, dropped: t.val.outs})
+func (d *derived[PK, PV, K, V]) due() (turns []turn[PK, PV, K, V], gone int) {
+	for _, m := range d.from.changed() {
+		t := d.tasks.reach(m.at)
+		if t.input = m.input; t.val != nil {
+			d.mark(m.at)
+		} else {
+			d.mended(*t.key)
+			turns = append(turns, turn[PK, PV, K, V]{number: m.at, task: t, moved: true, dropped: t.outs})
 		}
 	}
 	gone = len(turns)
 	turns = slices.Grow(turns, len(d.dirty))
 	for _, i := range d.dirty {
-		if t := d.tasks.at(i); !t.val.gone {
-			t.val.dirty = false
-			turns = append(turns, turn[PK, K, V]{number: i, cell: t})
+		if t := d.tasks.at(i); t.val != nil {
+			t.dirty = false
+			turns = append(turns, turn[PK, PV, K, V]{number: i, task: t})
 		}
 	}
 	d.dirty = nil
@@ -147,8 +158,8 @@ func (d *derived[PK, PV, K, V]) due() (turns []turn[PK, K, V], gone int) {
 
 // relink replaces what the tasks depend on. Links come before unlinks: an unlink may take away an entry that another task was
 // just given.
-func (d *derived[PK, PV, K, V]) relink(turns []turn[PK, K, V]) {
-	self := func(t *turn[PK, K, V]) ref { return ref{uint32(d.pos), t.number} }
+func (d *derived[PK, PV, K, V]) relink(turns []turn[PK, PV, K, V]) {
+	self := func(t *turn[PK, PV, K, V]) ref { return ref{uint32(d.pos), t.number} }
 	for i := range turns {
 		t := &turns[i]
 		for _, dep := range t.newDeps { // none unless moved
@@ -164,23 +175,23 @@ func (d *derived[PK, PV, K, V]) relink(turns []turn[PK, K, V]) {
 		for _, dep := range t.newDeps {
 			kept[dep] = true
 		}
-		for _, dep := range t.val.deps {
+		for _, dep := range t.deps {
 			if !kept[dep] {
 				d.graph.nodes[dep.node].unlink(dep.at, self(t))
 			}
 		}
-		t.val.deps = t.newDeps
+		t.deps = t.newDeps
 	}
 }
 
 // claim takes over what a task no longer emits and what it emits anew, in all that is emitted for the keys concerned.
-func (d *derived[PK, PV, K, V]) claim(t *turn[PK, K, V], claims map[K][]*Row[K, V]) {
+func (d *derived[PK, PV, K, V]) claim(t *turn[PK, PV, K, V], claims map[K][]*Row[K, V]) {
 	for _, row := range t.dropped {
 		claims[row.Key] = slices.DeleteFunc(d.claims(row.Key, claims), func(o *Row[K, V]) bool { return o == row })
 	}
 	for _, row := range t.added {
 		cs := d.claims(row.Key, claims)
-		i, _ := slices.BinarySearchFunc(cs, t.key, func(o *Row[K, V], k PK) int { return d.order(d.tasks.at(o.by).key, k) })
+		i, _ := slices.BinarySearchFunc(cs, *t.key, func(o *Row[K, V], k PK) int { return d.order(*d.tasks.at(o.by).key, k) })
 		claims[row.Key] = slices.Insert(cs, i, row)
 	}
 }
@@ -211,20 +222,21 @@ func (d *derived[PK, PV, K, V]) settleClaims(rev Rev, claims map[K][]*Row[K, V])
 				best = row
 			}
 		}
-		changed := d.set(rev, at, best)
+		d.set(rev, at, best)
 		if len(cs) > 1 {
 			d.contested[at] = cs
 			continue
 		}
 		delete(d.contested, at)
-		if !changed && best != nil {
-			d.tip.put(rev, best) // of equal value; a lone claim is looked for here
+		if row := d.tip.get(at); row != best { // another of equal value: a lone claim is looked for here
+			best.at = row.at
+			d.tip.put(rev, best)
 		}
 	}
 }
 
 // evaluate runs the tasks, on several workers if there are several tasks. In a strict graph it panics if one of them did.
-func (d *derived[PK, PV, K, V]) evaluate(work []turn[PK, K, V]) {
+func (d *derived[PK, PV, K, V]) evaluate(work []turn[PK, PV, K, V]) {
 	n := min(d.graph.opts.Workers, len(work))
 	for len(d.workers) < n {
 		d.workers = append(d.workers, newWorker(d))
@@ -247,7 +259,7 @@ func (d *derived[PK, PV, K, V]) evaluate(work []turn[PK, K, V]) {
 	for i := range work {
 		t := &work[i]
 		if t.fault == nil {
-			d.mended(t.key)
+			d.mended(*t.key)
 			continue
 		}
 		if d.graph.opts.Strict {
@@ -257,10 +269,10 @@ func (d *derived[PK, PV, K, V]) evaluate(work []turn[PK, K, V]) {
 		if d.faults == nil {
 			d.faults = map[PK]struct{}{}
 		}
-		d.faults[t.key] = struct{}{}
-		d.graph.judge(d.name, t.key, t.fault)
+		d.faults[*t.key] = struct{}{}
+		d.graph.judge(d.name, *t.key, t.fault)
 		d.graph.opts.Log.Error("table's function panicked; the row keeps its last output",
-			slog.String("table", d.name), slog.Any("key", t.key), slog.Any("err", t.fault))
+			slog.String("table", d.name), slog.Any("key", *t.key), slog.Any("err", t.fault))
 	}
 }
 
@@ -300,26 +312,27 @@ func (w *worker[PK, PV, K, V]) add(k K, v V) {
 }
 
 // run evaluates t and notes what is new. An output equal to the last one keeps its row.
-func (w *worker[PK, PV, K, V]) run(t *turn[PK, K, V]) {
+func (w *worker[PK, PV, K, V]) run(t *turn[PK, PV, K, V]) {
 	defer func() {
 		if p := recover(); p != nil {
-			t.fault = fmt.Errorf("graph: table %q, key %v: %v\n%s", w.d.name, t.key, p, debug.Stack())
+			t.fault = fmt.Errorf("graph: table %q, key %v: %v\n%s", w.d.name, *t.key, p, debug.Stack())
 		}
-		if t.moved = !slices.Equal(t.val.deps, w.reader.deps); t.moved {
+		if t.moved = !slices.Equal(t.deps, w.reader.deps); t.moved {
 			t.newDeps = slices.Clone(w.reader.deps)
 		}
 		clear(w.reader.seen)
 		clear(w.rows)
 		clear(w.index)
-		w.reader.deps, w.rows, w.reader.keep = w.reader.deps[:0], w.rows[:0], false
+		w.d.read.Add(w.reader.rows)
+		w.reader.deps, w.rows, w.reader.keep, w.reader.rows = w.reader.deps[:0], w.rows[:0], false, 0
 	}()
-	w.d.f(&w.reader, t.key, w.d.from.value(t.key), w.emit)
+	w.d.f(&w.reader, *t.key, *t.val, w.emit)
 	if w.reader.keep {
 		return
 	}
 	outs := make([]*Row[K, V], len(w.rows))
 	var dropped, added []*Row[K, V]
-	for _, old := range t.val.outs {
+	for _, old := range t.outs {
 		if i, ok := w.index[old.Key]; ok && w.d.equal(old.Val, w.rows[i].Val) {
 			outs[i] = old
 		} else {
@@ -333,5 +346,5 @@ func (w *worker[PK, PV, K, V]) run(t *turn[PK, K, V]) {
 			added = append(added, &row)
 		}
 	}
-	t.val.outs, t.dropped, t.added = outs, dropped, added
+	t.outs, t.dropped, t.added = outs, dropped, added
 }

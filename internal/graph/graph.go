@@ -295,9 +295,9 @@ type meter struct {
 	name  string
 	pos   int
 
-	rows              atomic.Int64
-	evaluated, panics atomic.Uint64
-	nanos             atomic.Int64
+	rows                    atomic.Int64
+	evaluated, read, panics atomic.Uint64
+	nanos                   atomic.Int64
 }
 
 // Fault is a row whose function panicked when it was called last.
@@ -339,6 +339,7 @@ type Meter struct {
 	Name      string
 	Rows      int           // now; of an index, its distinct keys
 	Evaluated uint64        // calls of the table's function; of a source or an index, changes taken in
+	Read      uint64        // rows that these calls were given by Get, Find or Group
 	Panics    uint64        // of these calls
 	Time      time.Duration // wall time of the table's part of all rounds
 }
@@ -348,7 +349,7 @@ func (g *Graph) Meters() []Meter {
 	ms := make([]Meter, len(g.nodes))
 	for i, n := range g.nodes {
 		s := n.stats()
-		ms[i] = Meter{s.name, int(s.rows.Load()), s.evaluated.Load(), s.panics.Load(), time.Duration(s.nanos.Load())}
+		ms[i] = Meter{s.name, int(s.rows.Load()), s.evaluated.Load(), s.read.Load(), s.panics.Load(), time.Duration(s.nanos.Load())}
 	}
 	return ms
 }
@@ -457,6 +458,7 @@ func (rs *readers[K]) unlink(key uint32, by ref) {
 type Reader struct {
 	by   *meter
 	keep bool
+	rows uint64 // read
 	deps []ref
 	seen map[ref]struct{}
 }
@@ -477,6 +479,7 @@ func (r *Reader) record(m *meter, key uint32) {
 func Get[K comparable, V any](r *Reader, t *Table[K, V], k K) (V, bool) {
 	t.mustPrecede(r.by)
 	r.record(&t.meter, t.readers.number(k))
+	r.rows++
 	return t.current(k)
 }
 
@@ -485,5 +488,7 @@ func Get[K comparable, V any](r *Reader, t *Table[K, V], k K) (V, bool) {
 func Find[IK, K comparable, V any](r *Reader, ix *Index[IK, K, V], ik IK) []*Row[K, V] {
 	ix.mustPrecede(r.by)
 	r.record(&ix.meter, ix.readers.number(ik))
-	return ix.value(ik)
+	rows := ix.current(ik)
+	r.rows += uint64(len(rows))
+	return rows
 }

@@ -1,7 +1,6 @@
 package graph
 
 import (
-	"iter"
 	"maps"
 	"slices"
 )
@@ -13,7 +12,7 @@ type Index[IK, K comparable, V any] struct {
 	keys    func(K, V) []IK
 	order   func(a, b K) int
 	buckets arena[IK, []*Row[K, V]] // in order of keys; the slices are replaced, never changed, as readers hold them
-	changes []IK
+	changes []uint32                // buckets; those that are empty now go when the round is settled
 	readers[IK]
 }
 
@@ -28,22 +27,32 @@ func NewIndex[IK, K comparable, V any](t *Table[K, V], name string, keys func(K,
 }
 
 func (ix *Index[IK, K, V]) stats() *meter { return &ix.meter }
-func (ix *Index[IK, K, V]) settle()       { ix.changes = nil }
 func (ix *Index[IK, K, V]) top() any      { return nil }
 func (ix *Index[IK, K, V]) verify()       {}
 
-func (ix *Index[IK, K, V]) changed() iter.Seq2[IK, bool] {
-	return func(yield func(IK, bool) bool) {
-		for _, ik := range ix.changes {
-			if !yield(ik, ix.value(ik) != nil) {
-				return
-			}
+func (ix *Index[IK, K, V]) settle() {
+	for _, i := range ix.changes {
+		if len(ix.buckets.at(i).val) == 0 {
+			ix.buckets.remove(i)
 		}
 	}
+	ix.changes = nil
 }
 
-// value returns nil if there is no row under ik.
-func (ix *Index[IK, K, V]) value(ik IK) []*Row[K, V] {
+func (ix *Index[IK, K, V]) changed() (out []moved[IK, []*Row[K, V]]) {
+	for _, i := range ix.changes {
+		bucket := ix.buckets.at(i)
+		m := moved[IK, []*Row[K, V]]{at: i, input: input[IK, []*Row[K, V]]{key: &bucket.key}}
+		if len(bucket.val) > 0 {
+			m.val = &bucket.val
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// current returns the rows under ik.
+func (ix *Index[IK, K, V]) current(ik IK) []*Row[K, V] {
 	if i, ok := ix.buckets.find(ik); ok {
 		return ix.buckets.at(i).val
 	}
@@ -51,6 +60,9 @@ func (ix *Index[IK, K, V]) value(ik IK) []*Row[K, V] {
 }
 
 func (ix *Index[IK, K, V]) step(Rev) bool {
+	if len(ix.of.changes) == 0 {
+		return false
+	}
 	edits := map[IK]map[K]*Row[K, V]{} // nil: no longer under this key
 	edit := func(ik IK, k K, row *Row[K, V]) {
 		if edits[ik] == nil {
@@ -73,6 +85,7 @@ func (ix *Index[IK, K, V]) step(Rev) bool {
 			}
 		}
 	}
+	empty := 0
 	for ik, e := range edits {
 		i, had := ix.buckets.find(ik)
 		if !had {
@@ -80,13 +93,13 @@ func (ix *Index[IK, K, V]) step(Rev) bool {
 		}
 		bucket := ix.buckets.at(i)
 		if bucket.val = ix.merge(bucket.val, e); len(bucket.val) == 0 {
-			ix.buckets.remove(i)
+			empty++
 		}
-		ix.changes = append(ix.changes, ik)
+		ix.changes = append(ix.changes, i)
 		ix.touch(ix.graph, ik)
 	}
 	ix.evaluated.Add(uint64(len(ix.of.changes)))
-	ix.rows.Store(int64(ix.buckets.n))
+	ix.rows.Store(int64(ix.buckets.n - empty))
 	return len(ix.changes) > 0
 }
 

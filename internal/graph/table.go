@@ -3,7 +3,6 @@ package graph
 import (
 	"fmt"
 	"hash/maphash"
-	"iter"
 	"reflect"
 	"slices"
 )
@@ -13,7 +12,8 @@ type Row[K comparable, V any] struct {
 	Key K
 	Val V
 
-	by uint32 // in a derived table: the number of the input that emitted it
+	// Numbers: its own, as long as there is a row of its key, and in a derived table that of the input that emitted it.
+	at, by uint32
 }
 
 // Change is what one round did to one key. Had and Has tell whether the row was there before and is there now.
@@ -39,6 +39,7 @@ type Table[K comparable, V any] struct {
 	equal   func(a, b V) bool
 	tip     trie[K, V] // rows as of the round under way; owned by the graph
 	changes []change[K, V]
+	numbers numbers
 	readers[K]
 	hashes map[*Row[K, V]]uint64 // of the values, if the graph is strict
 }
@@ -103,20 +104,22 @@ func (t *Table[K, V]) current(k K) (v V, ok bool) {
 	return v, false
 }
 
-// set makes row the row of k, or removes it if row is nil, and reports whether that is a change: in place of a row of equal
-// value it puts none. It is called at most once a round for a key.
-func (t *Table[K, V]) set(rev Rev, k K, row *Row[K, V]) bool {
+// set makes row the row of k, or removes it if row is nil; one of equal value stays. It is called at most once a round for a key.
+func (t *Table[K, V]) set(rev Rev, k K, row *Row[K, V]) {
 	old := t.tip.get(k)
 	switch {
 	case old == row, old != nil && row != nil && t.equal(old.Val, row.Val):
-		return false
-	case row != nil:
+		return
+	case row == nil:
+		t.tip.delete(rev, k)
+	case old == nil:
+		row.at = t.numbers.take()
 		t.tip.put(rev, row)
 	default:
-		t.tip.delete(rev, k)
+		row.at = old.at
+		t.tip.put(rev, row)
 	}
 	t.changes = append(t.changes, change[K, V]{old, row})
-	return true
 }
 
 // finish tells the readers of what has changed.
@@ -129,22 +132,26 @@ func (t *Table[K, V]) finish() bool {
 }
 
 func (t *Table[K, V]) stats() *meter { return &t.meter }
-func (t *Table[K, V]) settle()       { t.changes = nil }
 func (t *Table[K, V]) top() any      { return t.tip.top }
 
-func (t *Table[K, V]) value(k K) V {
-	v, _ := t.current(k)
-	return v
-}
-
-func (t *Table[K, V]) changed() iter.Seq2[K, bool] {
-	return func(yield func(K, bool) bool) {
-		for _, c := range t.changes {
-			if !yield(c.key(), c.new != nil) {
-				return
-			}
+func (t *Table[K, V]) settle() {
+	for _, c := range t.changes {
+		if c.new == nil {
+			t.numbers.give(c.old.at)
 		}
 	}
+	t.changes = nil
+}
+
+func (t *Table[K, V]) changed() (out []moved[K, V]) {
+	for _, c := range t.changes {
+		if c.new != nil {
+			out = append(out, moved[K, V]{c.new.at, input[K, V]{&c.new.Key, &c.new.Val}})
+		} else {
+			out = append(out, moved[K, V]{c.old.at, input[K, V]{&c.old.Key, nil}})
+		}
+	}
+	return out
 }
 
 func (t *Table[K, V]) verify() {
