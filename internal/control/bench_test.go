@@ -183,6 +183,14 @@ func (c *city) evaluated() map[string]uint64 {
 	return out
 }
 
+// read returns how many rows were read so far to compute others.
+func (c *city) read() (n uint64) {
+	for _, m := range c.graph.Meters() {
+		n += m.Read
+	}
+	return n
+}
+
 // work is what a change costs in rows computed, by table, and resources published.
 func (c *city) work(change func()) (rows map[string]uint64, published int) {
 	before := c.evaluated()
@@ -294,25 +302,50 @@ func TestRuleCostsByConnected(t *testing.T) {
 	})
 }
 
-// A pod's event touches as many rows in a large mesh as in a small one, whatever policies there are.
+// protect has the pods of a service be told by policy i what they accept.
+func (c *city) protect(s, i int, mode v1beta1.PeerAuthentication_MutualTLS_Mode) {
+	k := c.service(s)
+	o := &securityv1.PeerAuthentication{}
+	o.Spec.Selector = &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": k.Name}}
+	o.Spec.Mtls = &v1beta1.PeerAuthentication_MutualTLS{Mode: mode}
+	k.Name = fmt.Sprintf("p%04d", i) // equally old, so the first by name counts
+	c.PeerAuthentications.Set(k, o)
+}
+
+// An event of a pod, or of a policy for it, touches and reads as many rows among 5,000 pods and policies as among 100.
 func TestPodEventTouchesTheSame(t *testing.T) {
 	small, large := newRegion(10, 20, 5), newRegion(10, 1000, 5)
-	for _, c := range []*city{small, large} {
+	for services, c := range map[int]*city{20: small, 1000: large} {
 		c.connect(7, 0)
-		for i := range c.namespaces * c.pods * 10 {
-			o := &securityv1.PeerAuthentication{}
-			o.Spec.Selector = &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": fmt.Sprintf("s%d", i)}}
-			o.Spec.Mtls = &v1beta1.PeerAuthentication_MutualTLS{Mode: v1beta1.PeerAuthentication_MutualTLS_STRICT}
-			c.PeerAuthentications.Set(mesh.ObjectKey{Cluster: "c1", Namespace: fmt.Sprintf("n%d", i%10), Name: fmt.Sprintf("p%d", i)}, o)
+		for i := range services * c.pods {
+			c.protect(i%services, i, v1beta1.PeerAuthentication_MutualTLS_STRICT)
 		}
 		c.graph.Step()
 	}
-	sameWork(t, "a pod that ends", small, large, func(c *city) {
-		old, _ := c.Pods.Lookup(c.pod(7, 0))
-		o := old.DeepCopy()
-		o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1000, 0)}
-		c.Pods.Set(c.pod(7, 0), o)
-	})
+	edit := func(change func(*corev1.Pod)) func(*city) {
+		return func(c *city) {
+			old, _ := c.Pods.Lookup(c.pod(7, 0))
+			o := old.DeepCopy()
+			change(o)
+			c.Pods.Set(c.pod(7, 0), o)
+		}
+	}
+	for _, event := range []struct {
+		what  string
+		stage func(*city)
+	}{
+		{"a policy for it", func(c *city) { c.protect(7, 7, v1beta1.PeerAuthentication_MutualTLS_DISABLE) }},
+		{"other labels of a pod", edit(func(o *corev1.Pod) { o.Labels = map[string]string{"app": "s7", "version": "v2"} })},
+		{"a pod that ends", edit(func(o *corev1.Pod) { o.DeletionTimestamp = &metav1.Time{Time: time.Unix(1000, 0)} })},
+		{"a pod that goes", func(c *city) { c.Pods.Delete(c.pod(7, 0)) }},
+		{"a pod that comes", func(c *city) { c.build(7) }},
+	} {
+		few, many := small.read(), large.read()
+		sameWork(t, event.what, small, large, event.stage)
+		if few, many = small.read()-few, large.read()-many; few != many {
+			t.Errorf("%s: %d rows are read, and %d in the larger mesh", event.what, few, many)
+		}
+	}
 }
 
 // An assignment is rendered once for all who are sent the same endpoints, whoever has rules of their own.
@@ -398,16 +431,35 @@ func TestLocalCostsByNodesInUse(t *testing.T) {
 	}
 }
 
-// BenchmarkNewService is one service more in a mesh of many namespaces, in five of which clients are connected.
+// newCountry is a mesh of many namespaces, in five of which clients are connected; also what it holds of the heap.
+func newCountry() (c *city, held uint64) {
+	empty := heap()
+	c = newRegion(400, 4000, 1)
+	for s := range 5 {
+		c.connect(s, 0)
+	}
+	c.graph.Step()
+	return c, heap() - empty
+}
+
+// A large mesh is held in little memory, its objects included, and a service more is no more work than in a small one.
+func TestNewServiceInLargeMesh(t *testing.T) {
+	small := newRegion(40, 400, 1)
+	for s := range 5 {
+		small.connect(s, 0)
+	}
+	small.graph.Step()
+	large, held := newCountry()
+	if most := uint64(80 << 20); held > most {
+		t.Errorf("4,000 services with a pod each take %d bytes of heap, %d for each, want %d at most", held, held/4000, most)
+	}
+	sameWork(t, "a service", small, large, func(c *city) { c.build(4000) })
+}
+
+// BenchmarkNewService is one service more.
 func BenchmarkNewService(b *testing.B) {
 	b.Run("namespaces=400/services=4000/connected=5", func(b *testing.B) {
-		empty := heap()
-		c := newRegion(400, 4000, 1)
-		for s := range 5 {
-			c.connect(s, 0)
-		}
-		c.graph.Step()
-		held := heap() - empty
+		c, held := newCountry()
 		b.ReportAllocs()
 		n, began := 4000, cpu(b)
 		for b.Loop() {
