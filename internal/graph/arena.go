@@ -6,7 +6,7 @@ import "hash/maphash"
 // map of pointers to them would take twice as much as they do, a pointer twice as much as a number, and numbers cost the
 // collector nothing.
 
-// pages holds things by number. A thing stays where it is in memory.
+// pages holds things by number. A thing stays where it is in memory. There are never fewer pages than once were needed.
 type pages[T any] [][]T
 
 const page = 32 // things; a table of one row should not take much more than a map does

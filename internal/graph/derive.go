@@ -21,7 +21,7 @@ type TableOptions[V any] struct {
 // primary is what a derived table has one evaluation for each row of.
 type primary[K comparable, V any] interface {
 	stats() *meter
-	changed() []moved[K, V] // by the round under way
+	changed() []news[K, V] // of the round under way
 }
 
 // input is a row of the primary table. Its value is nil if it has gone.
@@ -30,8 +30,8 @@ type input[K comparable, V any] struct {
 	val *V
 }
 
-// moved is an input that came, changed or has gone, and its number, which from the next round on may be another's if it has gone.
-type moved[K comparable, V any] struct {
+// news is an input that came, changed or has gone, and its number, which from the next round on may be another's if it has gone.
+type news[K comparable, V any] struct {
 	at uint32
 	input[K, V]
 }
@@ -126,7 +126,7 @@ func (d *derived[PK, PV, K, V]) step(rev Rev) bool {
 	for i := range turns {
 		d.claim(&turns[i], claims)
 	}
-	d.settleClaims(rev, claims)
+	d.award(rev, claims)
 	for _, t := range turns[:gone] {
 		*t.task = task[PK, PV, K, V]{}
 	}
@@ -135,13 +135,13 @@ func (d *derived[PK, PV, K, V]) step(rev Rev) bool {
 
 // due returns the tasks whose row is gone, and how many these are, and then those to evaluate.
 func (d *derived[PK, PV, K, V]) due() (turns []turn[PK, PV, K, V], gone int) {
-	for _, m := range d.from.changed() {
-		t := d.tasks.reach(m.at)
-		if t.input = m.input; t.val != nil {
-			d.mark(m.at)
+	for _, n := range d.from.changed() {
+		t := d.tasks.reach(n.at)
+		if t.input = n.input; t.val != nil {
+			d.mark(n.at)
 		} else {
 			d.mended(*t.key)
-			turns = append(turns, turn[PK, PV, K, V]{number: m.at, task: t, moved: true, dropped: t.outs})
+			turns = append(turns, turn[PK, PV, K, V]{number: n.at, task: t, moved: true, dropped: t.outs})
 		}
 	}
 	gone = len(turns)
@@ -171,13 +171,15 @@ func (d *derived[PK, PV, K, V]) relink(turns []turn[PK, PV, K, V]) {
 		if !t.moved {
 			continue
 		}
-		kept := make(map[ref]bool, len(t.newDeps))
-		for _, dep := range t.newDeps {
-			kept[dep] = true
-		}
-		for _, dep := range t.deps {
-			if !kept[dep] {
-				d.graph.nodes[dep.node].unlink(dep.at, self(t))
+		if len(t.deps) > 0 {
+			kept := make(map[ref]bool, len(t.newDeps))
+			for _, dep := range t.newDeps {
+				kept[dep] = true
+			}
+			for _, dep := range t.deps {
+				if !kept[dep] {
+					d.graph.nodes[dep.node].unlink(dep.at, self(t))
+				}
 			}
 		}
 		t.deps = t.newDeps
@@ -187,17 +189,17 @@ func (d *derived[PK, PV, K, V]) relink(turns []turn[PK, PV, K, V]) {
 // claim takes over what a task no longer emits and what it emits anew, in all that is emitted for the keys concerned.
 func (d *derived[PK, PV, K, V]) claim(t *turn[PK, PV, K, V], claims map[K][]*Row[K, V]) {
 	for _, row := range t.dropped {
-		claims[row.Key] = slices.DeleteFunc(d.claims(row.Key, claims), func(o *Row[K, V]) bool { return o == row })
+		claims[row.Key] = slices.DeleteFunc(d.emitted(row.Key, claims), func(o *Row[K, V]) bool { return o == row })
 	}
 	for _, row := range t.added {
-		cs := d.claims(row.Key, claims)
+		cs := d.emitted(row.Key, claims)
 		i, _ := slices.BinarySearchFunc(cs, *t.key, func(o *Row[K, V], k PK) int { return d.order(*d.tasks.at(o.by).key, k) })
 		claims[row.Key] = slices.Insert(cs, i, row)
 	}
 }
 
-// claims returns what is emitted for k, as far as the step has come.
-func (d *derived[PK, PV, K, V]) claims(k K, claims map[K][]*Row[K, V]) []*Row[K, V] {
+// emitted returns what is emitted for k, as far as the step has come.
+func (d *derived[PK, PV, K, V]) emitted(k K, claims map[K][]*Row[K, V]) []*Row[K, V] {
 	if cs, ok := claims[k]; ok {
 		return cs
 	}
@@ -210,8 +212,8 @@ func (d *derived[PK, PV, K, V]) claims(k K, claims map[K][]*Row[K, V]) []*Row[K,
 	return nil
 }
 
-// settleClaims gives each key to its owner.
-func (d *derived[PK, PV, K, V]) settleClaims(rev Rev, claims map[K][]*Row[K, V]) {
+// award gives each key to its owner.
+func (d *derived[PK, PV, K, V]) award(rev Rev, claims map[K][]*Row[K, V]) {
 	var at K
 	defer blame(d.name, &at)
 	var cs []*Row[K, V]
@@ -228,7 +230,7 @@ func (d *derived[PK, PV, K, V]) settleClaims(rev Rev, claims map[K][]*Row[K, V])
 			continue
 		}
 		delete(d.contested, at)
-		if row := d.tip.get(at); row != best { // another of equal value: a lone claim is looked for here
+		if row := d.tip.get(at); row != best { // of equal value, but another's: a lone claim is looked for in the table
 			best.at = row.at
 			d.tip.put(rev, best)
 		}

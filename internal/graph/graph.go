@@ -339,7 +339,7 @@ type Meter struct {
 	Name      string
 	Rows      int           // now; of an index, its distinct keys
 	Evaluated uint64        // calls of the table's function; of a source or an index, changes taken in
-	Read      uint64        // rows that these calls were given by Get, Find or Group
+	Read      uint64        // rows that these calls had from Get, absent ones too, Find and Group
 	Panics    uint64        // of these calls
 	Time      time.Duration // wall time of the table's part of all rounds
 }
@@ -380,13 +380,14 @@ type readers[K comparable] struct {
 	keys arena[K, set]
 }
 
-// set is who reads one thing. Nearly always that is a handful, for which a map is six times as large and no faster.
+// set is who reads one thing. Nearly always that is a handful, and of what concerns a namespace some dozens, for which a map is
+// three times as large and no faster.
 type set struct {
 	few  []ref
 	many map[ref]struct{} // in place of few once there are more than fits
 }
 
-const fits = 8
+const fits = 64
 
 func (s *set) add(r ref) {
 	switch {

@@ -39,14 +39,14 @@ func (ix *Index[IK, K, V]) settle() {
 	ix.changes = nil
 }
 
-func (ix *Index[IK, K, V]) changed() (out []moved[IK, []*Row[K, V]]) {
+func (ix *Index[IK, K, V]) changed() (out []news[IK, []*Row[K, V]]) {
 	for _, i := range ix.changes {
 		bucket := ix.buckets.at(i)
-		m := moved[IK, []*Row[K, V]]{at: i, input: input[IK, []*Row[K, V]]{key: &bucket.key}}
+		n := news[IK, []*Row[K, V]]{at: i, input: input[IK, []*Row[K, V]]{key: &bucket.key}}
 		if len(bucket.val) > 0 {
-			m.val = &bucket.val
+			n.val = &bucket.val
 		}
-		out = append(out, m)
+		out = append(out, n)
 	}
 	return out
 }

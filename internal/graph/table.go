@@ -143,12 +143,12 @@ func (t *Table[K, V]) settle() {
 	t.changes = nil
 }
 
-func (t *Table[K, V]) changed() (out []moved[K, V]) {
+func (t *Table[K, V]) changed() (out []news[K, V]) {
 	for _, c := range t.changes {
 		if c.new != nil {
-			out = append(out, moved[K, V]{c.new.at, input[K, V]{&c.new.Key, &c.new.Val}})
+			out = append(out, news[K, V]{c.new.at, input[K, V]{&c.new.Key, &c.new.Val}})
 		} else {
-			out = append(out, moved[K, V]{c.old.at, input[K, V]{&c.old.Key, nil}})
+			out = append(out, news[K, V]{c.old.at, input[K, V]{&c.old.Key, nil}})
 		}
 	}
 	return out
