@@ -206,7 +206,7 @@ func (d *derived[PK, PV, K, V]) emitted(k K, claims map[K][]*Row[K, V]) []*Row[K
 	if cs, ok := d.contested[k]; ok {
 		return cs
 	}
-	if row := d.tip.get(k); row != nil {
+	if row := d.tip.Get(k); row != nil {
 		return []*Row[K, V]{row}
 	}
 	return nil
@@ -230,9 +230,9 @@ func (d *derived[PK, PV, K, V]) award(rev Rev, claims map[K][]*Row[K, V]) {
 			continue
 		}
 		delete(d.contested, at)
-		if row := d.tip.get(at); row != best { // of equal value, but another's: a lone claim is looked for in the table
+		if row := d.tip.Get(at); row != best { // of equal value, but another's: a lone claim is looked for in the table
 			best.at = row.at
-			d.tip.put(rev, best)
+			d.tip.Put(uint64(rev), best)
 		}
 	}
 }

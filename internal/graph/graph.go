@@ -79,8 +79,8 @@ type Graph struct {
 
 // view is what readers see: the rows of every table at one revision, by table position.
 type view struct {
-	rev  Rev
-	tops []any
+	rev    Rev
+	tables []any
 }
 
 // node is one step of a round: a source, a derived table or an index.
@@ -88,7 +88,7 @@ type node interface {
 	stats() *meter
 	step(rev Rev) bool // brings the node up to date with the ones before it; reports whether it changed
 	settle()           // forgets what changed
-	top() any          // the rows to publish; nil for an index
+	snapshot() any     // the rows to publish; nil for an index
 	verify()           // panics if a value was changed after the graph got it
 
 	// link and unlink note that a row, by, reads the key of this number, or no longer does.
@@ -281,12 +281,12 @@ func (g *Graph) stagedLocked() {
 
 // publish shows the round to readers in one step, so that no reader sees table a of one revision and then table b of an older one.
 func (g *Graph) publish(rev Rev) {
-	tops := make([]any, len(g.nodes))
-	copy(tops, g.view.Load().tops)
+	tables := make([]any, len(g.nodes))
+	copy(tables, g.view.Load().tables)
 	for _, n := range g.changed {
-		tops[n.stats().pos] = n.top()
+		tables[n.stats().pos] = n.snapshot()
 	}
-	g.view.Store(&view{rev: rev, tops: tops})
+	g.view.Store(&view{rev: rev, tables: tables})
 }
 
 // meter identifies a node and counts what it does.

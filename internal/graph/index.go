@@ -27,7 +27,7 @@ func NewIndex[IK, K comparable, V any](t *Table[K, V], name string, keys func(K,
 }
 
 func (ix *Index[IK, K, V]) stats() *meter { return &ix.meter }
-func (ix *Index[IK, K, V]) top() any      { return nil }
+func (ix *Index[IK, K, V]) snapshot() any { return nil }
 func (ix *Index[IK, K, V]) verify()       {}
 
 func (ix *Index[IK, K, V]) settle() {

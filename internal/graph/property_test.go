@@ -277,49 +277,6 @@ func FuzzHistory(f *testing.F) {
 	})
 }
 
-// TestTrieHistory holds the trie to a map, with hashes so poor that branches reach the last level, and holds snapshots still.
-func TestTrieHistory(t *testing.T) {
-	for _, hash := range []func(int) uint64{
-		func(k int) uint64 { return uint64(k) * 0x9e3779b97f4a7c15 },
-		func(k int) uint64 { return uint64(k%3) << 60 },
-		func(int) uint64 { return 0 },
-	} {
-		rnd := rand.New(rand.NewPCG(3, 3))
-		tr, want := trie[int, int]{hash: hash}, map[int]int{}
-		type snapshot struct {
-			trie trie[int, int]
-			want map[int]int
-		}
-		var kept []snapshot
-		for edit := range Rev(400) {
-			for range rnd.IntN(8) {
-				k := rnd.IntN(60)
-				if _, ok := want[k]; ok && rnd.IntN(2) == 0 {
-					tr.delete(edit, k)
-					delete(want, k)
-				} else {
-					want[k] = rnd.Int()
-					tr.put(edit, &Row[int, int]{Key: k, Val: want[k]})
-				}
-			}
-			kept = append(kept, snapshot{tr, maps.Clone(want)})
-		}
-		for _, s := range kept {
-			got := map[int]int{}
-			s.trie.top.each(func(r *Row[int, int]) { got[r.Key] = r.Val })
-			if !maps.Equal(got, s.want) || s.trie.n != len(s.want) {
-				t.Fatalf("got %d rows %v, want %v", s.trie.n, got, s.want)
-			}
-			for k := range 60 {
-				row := s.trie.get(k)
-				if v, ok := s.want[k]; (row != nil) != ok || ok && row.Val != v {
-					t.Fatalf("get %d: %v, want %d %v", k, row, v, ok)
-				}
-			}
-		}
-	}
-}
-
 // TestArenaHistory holds the arena to a map, whose cells keep their numbers and places while they are there.
 func TestArenaHistory(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(4, 4))

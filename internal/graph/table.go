@@ -5,6 +5,8 @@ import (
 	"hash/maphash"
 	"reflect"
 	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/trie"
 )
 
 // Row is one row of a table.
@@ -15,6 +17,8 @@ type Row[K comparable, V any] struct {
 	// Numbers: its own, as long as there is a row of its key, and in a derived table that of the input that emitted it.
 	at, by uint32
 }
+
+type rows[K comparable, V any] = trie.Map[K, Row[K, V]]
 
 // Change is what one round did to one key. Had and Has tell whether the row was there before and is there now.
 type Change[K comparable, V any] struct {
@@ -37,7 +41,7 @@ func (c change[K, V]) key() K {
 type Table[K comparable, V any] struct {
 	meter
 	equal   func(a, b V) bool
-	tip     trie[K, V] // rows as of the round under way; owned by the graph
+	tip     rows[K, V] // rows as of the round under way; owned by the graph
 	changes []change[K, V]
 	numbers numbers
 	readers[K]
@@ -50,14 +54,14 @@ func (t *Table[K, V]) init(equal func(a, b V) bool) {
 	}
 	t.equal = equal
 	seed := maphash.MakeSeed()
-	t.tip.hash = func(k K) uint64 { return maphash.Comparable(seed, k) }
+	t.tip = trie.New(func(k K) uint64 { return maphash.Comparable(seed, k) }, func(row *Row[K, V]) K { return row.Key })
 	t.readers.keys = newArena[K, set]()
 }
 
 // Lookup returns the row k of the latest published revision. A later call never sees an older revision, of this table or
 // of another. Safe for concurrent use; never waits for a round.
 func (t *Table[K, V]) Lookup(k K) (V, bool) {
-	if row := (trie[K, V]{top: t.published(), hash: t.tip.hash}).get(k); row != nil {
+	if row := t.published().Get(k); row != nil {
 		return row.Val, true
 	}
 	var none V
@@ -67,7 +71,7 @@ func (t *Table[K, V]) Lookup(k K) (V, bool) {
 // All returns the rows of the latest published revision, in no particular order. Safe for concurrent use; never waits for a round.
 func (t *Table[K, V]) All() []Row[K, V] {
 	var rows []Row[K, V]
-	t.published().each(func(row *Row[K, V]) { rows = append(rows, Row[K, V]{Key: row.Key, Val: row.Val}) })
+	t.published().Each(func(row *Row[K, V]) { rows = append(rows, Row[K, V]{Key: row.Key, Val: row.Val}) })
 	return rows
 }
 
@@ -88,17 +92,17 @@ func (t *Table[K, V]) Changed() []Change[K, V] {
 	return out
 }
 
-func (t *Table[K, V]) published() *branch[K, V] {
+func (t *Table[K, V]) published() rows[K, V] {
 	v := t.graph.view.Load()
-	if t.pos >= len(v.tops) {
-		return nil
+	if t.pos >= len(v.tables) {
+		return rows[K, V]{}
 	}
-	top, _ := v.tops[t.pos].(*branch[K, V])
-	return top
+	tip, _ := v.tables[t.pos].(rows[K, V])
+	return tip
 }
 
 func (t *Table[K, V]) current(k K) (v V, ok bool) {
-	if row := t.tip.get(k); row != nil {
+	if row := t.tip.Get(k); row != nil {
 		return row.Val, true
 	}
 	return v, false
@@ -106,18 +110,18 @@ func (t *Table[K, V]) current(k K) (v V, ok bool) {
 
 // set makes row the row of k, or removes it if row is nil; one of equal value stays. It is called at most once a round for a key.
 func (t *Table[K, V]) set(rev Rev, k K, row *Row[K, V]) {
-	old := t.tip.get(k)
+	old := t.tip.Get(k)
 	switch {
 	case old == row, old != nil && row != nil && t.equal(old.Val, row.Val):
 		return
 	case row == nil:
-		t.tip.delete(rev, k)
+		t.tip.Delete(uint64(rev), k)
 	case old == nil:
 		row.at = t.numbers.take()
-		t.tip.put(rev, row)
+		t.tip.Put(uint64(rev), row)
 	default:
 		row.at = old.at
-		t.tip.put(rev, row)
+		t.tip.Put(uint64(rev), row)
 	}
 	t.changes = append(t.changes, change[K, V]{old, row})
 }
@@ -127,12 +131,12 @@ func (t *Table[K, V]) finish() bool {
 	for _, c := range t.changes {
 		t.touch(t.graph, c.key())
 	}
-	t.rows.Store(int64(t.tip.n))
+	t.rows.Store(int64(t.tip.Len()))
 	return len(t.changes) > 0
 }
 
 func (t *Table[K, V]) stats() *meter { return &t.meter }
-func (t *Table[K, V]) top() any      { return t.tip.top }
+func (t *Table[K, V]) snapshot() any { return t.tip }
 
 func (t *Table[K, V]) settle() {
 	for _, c := range t.changes {
@@ -156,7 +160,7 @@ func (t *Table[K, V]) changed() (out []news[K, V]) {
 
 func (t *Table[K, V]) verify() {
 	hashes := map[*Row[K, V]]uint64{}
-	t.tip.top.each(func(row *Row[K, V]) {
+	t.tip.Each(func(row *Row[K, V]) {
 		hashes[row] = deepHash(t.graph.seed, row.Val)
 		if was, ok := t.hashes[row]; ok && was != hashes[row] {
 			panic(fmt.Sprintf("graph: table %q, key %v: the value was changed after the graph got it: %+v", t.name, row.Key, row.Val))
@@ -236,7 +240,7 @@ func (s *Source[K, V]) step(rev Rev) bool {
 	defer blame(s.name, &at)
 	var swept []K
 	if len(s.takenSweeps) > 0 {
-		s.tip.top.each(func(row *Row[K, V]) {
+		s.tip.Each(func(row *Row[K, V]) {
 			at = row.Key
 			if _, named := s.taken[at]; !named && slices.ContainsFunc(s.takenSweeps, func(owned func(K) bool) bool { return owned(at) }) {
 				swept = append(swept, at)

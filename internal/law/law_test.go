@@ -21,7 +21,7 @@ const module = "github.com/heddle-mesh/heddle/"
 
 // mayImport names the rooms that each room may import, besides itself. A package belongs to the longest name that it starts with.
 var mayImport = map[string]string{
-	"api": "", "internal/mesh": "", "internal/obs": "", "internal/graph": "", "internal/xds": "", "internal/judge": "",
+	"api": "", "internal/mesh": "", "internal/obs": "", "internal/trie": "", "internal/graph": "internal/trie", "internal/xds": "internal/trie", "internal/judge": "",
 	"internal/ingest":          "internal/mesh internal/judge api",
 	"internal/resolve":         "internal/mesh internal/graph",
 	"internal/render/envoy":    "internal/mesh internal/resolve",
