@@ -30,7 +30,7 @@ func acceptAll(m *machine) (bytes int) {
 			return bytes
 		}
 		for _, r := range due {
-			bytes += m.form.encode(r, "").Len()
+			bytes += m.form.encode(r).Len()
 			_ = m.request(&request{typeURL: r.typeURL, nonce: r.nonce}, m.now)
 		}
 	}
@@ -56,7 +56,7 @@ func BenchmarkConnect(b *testing.B) {
 		b.Run(fmt.Sprintf("resources=%d", n), func(b *testing.B) {
 			m, _ := benchClient(n)
 			for b.Loop() {
-				m.client = newClient(deltaForm, testRules)
+				m.client = newClient(deltaForm, testRules, m.client.names)
 				_ = m.request(&request{typeURL: "cds"}, m.now)
 				b.SetBytes(int64(acceptAll(m)))
 			}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/heddle-mesh/heddle/internal/trie"
 )
 
 // proxy is a model of a client that behaves as Envoy does: it applies what it accepts, rejects a response as a whole
@@ -28,20 +30,16 @@ type proxy struct {
 
 func bad(r *Resource) bool { return strings.HasSuffix(r.Version, "bad") }
 
-func newProxy(t *testing.T, f *form, groups layers) *proxy {
+func newProxy(t *testing.T, f *form, world *machine) *proxy {
 	p := &proxy{t: t, held: map[string]map[string]string{"cds": {}, "eds": {}, "lds": {}, "rds": {}}, routes: map[string]bool{}}
-	p.connect(f, groups)
+	p.m = world
+	p.connect(f)
 	return p
 }
 
 // connect begins a new stream; in the delta form it tells what is held.
-func (p *proxy) connect(f *form, groups layers) {
-	nonces, partial := 0, false
-	if p.m != nil {
-		nonces, partial = p.m.nonces, p.m.partial
-	}
-	p.m = newMachine(f, 0)
-	p.m.groups, p.m.nonces, p.m.partial = groups, nonces, partial
+func (p *proxy) connect(f *form) {
+	p.m.client = newClient(f, testRules, p.m.client.names)
 	p.inbox, p.warming, p.cds, p.nonces = nil, map[string]bool{}, nil, map[string]string{}
 	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} {
 		q := &request{typeURL: typeURL, names: p.wanted(typeURL), brings: f == sotwForm && len(p.held[typeURL]) > 0}
@@ -66,7 +64,6 @@ func (p *proxy) wanted(typeURL string) []string {
 // partial is Server.Partial.
 func (p *proxy) partial(partial bool) {
 	p.m.partial = partial
-	p.m.touchAll()
 	p.pump()
 }
 
@@ -183,7 +180,7 @@ func (p *proxy) read() {
 func (p *proxy) warm() {
 	for n := range p.warming {
 		_, held := p.held["cds"][n]
-		if !held || p.m.form == sotwForm && p.m.groups.find("eds", n) == nil { // there it takes initial_fetch_timeout
+		if !held || p.m.form == sotwForm && p.m.holds().layers.find("eds", n) == nil { // there it takes initial_fetch_timeout
 			delete(p.warming, n)
 		}
 	}
@@ -205,13 +202,12 @@ func TestHistories(t *testing.T) {
 }
 
 func history(t *testing.T, f *form, rnd *rand.Rand) {
-	groups := newMachine(f, 3).groups
-	p := newProxy(t, f, groups)
+	p := newProxy(t, f, newMachine(f, 3))
 	name := func() string { return string(rune('a' + rnd.IntN(6))) }
 	version := 0
 	publish := func(layer int, changes ...Change) {
 		for _, ch := range changes {
-			p.m.touch(ch.Type, groups[layer].apply(ch))
+			p.m.publish(layer, ch)
 		}
 		p.pump()
 	}
@@ -246,7 +242,7 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 			p.resubscribe("rds", before)
 		case 5:
 			if rnd.IntN(5) == 0 {
-				p.connect(f, groups)
+				p.connect(f)
 			}
 		case 6:
 			p.m.now = p.m.now.Add(time.Duration(rnd.IntN(3000)) * time.Millisecond)
@@ -260,12 +256,12 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 	}
 	p.partial(false)
 	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} { // what is bad is mended
-		for i, g := range groups {
-			for n, r := range maps.Clone(g.types[typeURL]) {
-				if bad(r) {
-					publish(i, Change{Type: typeURL, Set: []Resource{named(n + "@" + strings.TrimSuffix(r.Version, "bad"))}})
+		for i, g := range p.m.groups {
+			g.tip.of(typeURL).Each(func(row *trie.Row[string, *Resource]) {
+				if bad(row.Val) {
+					publish(i, Change{Type: typeURL, Set: []Resource{named(row.Key + "@" + strings.TrimSuffix(row.Val.Version, "bad"))}})
 				}
-			}
+			})
 		}
 	}
 	for i := 0; len(p.inbox) > 0; i++ {
@@ -281,18 +277,16 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 		want := map[string]string{}
 		names := p.wanted(typeURL)
 		if names == nil && (typeURL == "cds" || typeURL == "lds") {
-			for _, g := range groups {
-				names = slices.AppendSeq(names, maps.Keys(g.types[typeURL]))
-			}
+			p.m.holds().layers.each(typeURL, func(n string) { names = append(names, n) })
 		}
 		for _, n := range names {
-			if r := groups.find(typeURL, n); r != nil {
+			if r := p.m.holds().layers.find(typeURL, n); r != nil {
 				want[n] = r.Version
 			}
 		}
 		got := p.held[typeURL]
 		if f == sotwForm { // it can't be told that a named resource is gone
-			maps.DeleteFunc(got, func(n, _ string) bool { return groups.find(typeURL, n) == nil })
+			maps.DeleteFunc(got, func(n, _ string) bool { return p.m.holds().layers.find(typeURL, n) == nil })
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", typeURL, diff)
@@ -355,7 +349,7 @@ func FuzzStream(f *testing.F) {
 				if s.out != nil {
 					q := &request{typeURL: s.rule.URL, nonce: s.nonce}
 					if !delta {
-						q.names = slices.Collect(maps.Keys(s.names))
+						s.names.each(func(n string) { q.names = append(q.names, n) })
 						if s.all {
 							q.names = append(q.names, "*")
 						}
@@ -368,8 +362,9 @@ func FuzzStream(f *testing.F) {
 			}
 		}
 		for _, s := range m.subs {
-			s.full = true
-			if d := m.diff(s, m.groups, false); s.asked && (!d.empty() || s.owe) || s.out != nil {
+			m.holds().layers.each(s.rule.URL, s.touch)
+			s.each(func(n string, _ *Resource) { s.touch(n) })
+			if d := m.diff(s, false); s.asked && (!d.empty() || s.owe) || s.out != nil {
 				t.Errorf("%s: not told %+v, response due: %t, out: %+v", s.rule.URL, d, s.owe, s.out)
 			}
 		}
@@ -390,7 +385,7 @@ func stepOnce(t *testing.T, m *machine) bool {
 		}
 		before[r.typeURL] = r
 		for _, res := range r.set {
-			if _, ok := s.names[res.Name]; !ok && !s.all {
+			if !s.names.has(res.Name) && !s.all {
 				t.Errorf("%s: %s was not asked for", r.typeURL, res.Name)
 			}
 		}

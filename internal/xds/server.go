@@ -132,13 +132,15 @@ type TypeStatus struct {
 type Server struct {
 	o     Options
 	nonce atomic.Uint64 // begins anywhere, so that no two servers issue the same
+	names *nameTable
 
 	marshalled, sent, bytes, refused atomic.Uint64
 
 	running sync.WaitGroup // handlers
 
-	mu      sync.RWMutex // guards the fields below; taken before a stream's
+	mu      sync.RWMutex // guards the fields below; never held with a stream's
 	rev     string       // version of responses
+	edit    uint64       // of the last Publish
 	groups  map[Group]*group
 	callers map[string]*caller              // by Admission.ID
 	clients map[string]map[*stream]struct{} // by Session.ID
@@ -157,7 +159,7 @@ func NewServer(o Options) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		o: o, rev: "0", groups: map[Group]*group{}, callers: map[string]*caller{},
+		o: o, names: newNameTable(), rev: "0", groups: map[Group]*group{}, callers: map[string]*caller{},
 		clients: map[string]map[*stream]struct{}{}, streams: map[*stream]struct{}{}, late: map[*stream]struct{}{},
 	}
 	s.nonce.Store(rand.Uint64())
@@ -182,35 +184,41 @@ func (s *Server) Run(ctx context.Context) error {
 
 // Publish makes the changes visible in one step and wakes the streams that hold a touched group. In the same step the
 // sessions named in moved get the groups that they ask for now, or as soon as what they need of them is there. Responses name
-// rev as their version.
+// rev as their version. It waits for no stream: each compares what it has told with what there is when it gets to it.
 func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
+	for _, ch := range changes {
+		s.count(ch.Set)
+	}
+	for _, st := range s.publish(rev, changes, moved) {
+		st.poke()
+	}
+}
+
+func (s *Server) publish(rev uint64, changes []Change, moved []string) (woken []*stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rev = strconv.FormatUint(rev, 10)
-	woken := map[*stream]struct{}{}
+	s.edit++
+	touched := map[*group]struct{}{}
 	for _, ch := range changes {
 		g := s.groupLocked(ch.Group)
-		names := g.apply(ch)
-		s.count(ch.Set)
-		if len(names) > 0 {
-			for st := range g.streams {
-				st.touch(ch.Type, names)
-				woken[st] = struct{}{}
-			}
+		if g.apply(s.edit, ch) {
+			touched[g] = struct{}{}
 		}
 		s.dropLocked(ch.Group)
+	}
+	for g := range touched {
+		woken = slices.AppendSeq(woken, maps.Keys(g.streams))
 	}
 	for _, id := range moved {
 		maps.Copy(s.late, s.clients[id])
 	}
 	for st := range s.late {
 		if s.moveLocked(st) {
-			woken[st] = struct{}{}
+			woken = append(woken, st)
 		}
 	}
-	for st := range woken {
-		st.poke()
-	}
+	return woken
 }
 
 // moveLocked gives a stream the groups that its session asks for, and reports whether it has others now. While what it needs of
@@ -218,7 +226,7 @@ func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 func (s *Server) moveLocked(st *stream) bool {
 	groups, needs := st.session.groups()
 	needed := s.neededLocked(needs)
-	if needed.empty() {
+	if needed != nil && needed.empty() {
 		if len(groups) == 0 {
 			st.needs = needed
 		}
@@ -229,7 +237,6 @@ func (s *Server) moveLocked(st *stream) bool {
 		return false
 	}
 	s.layerLocked(st, groups, needs)
-	st.touchAll()
 	return true
 }
 
@@ -246,47 +253,21 @@ func (s *Server) Partial(partial bool) {
 	}
 	s.partial = partial
 	for st := range s.streams {
-		st.touchAll()
 		st.poke()
 	}
-}
-
-// apply changes the group and returns the names whose resources are not what they were.
-func (g *group) apply(ch Change) (names []string) {
-	held := g.types[ch.Type]
-	if held == nil {
-		held = map[string]*Resource{}
-		g.types[ch.Type] = held
-	}
-	for _, r := range ch.Set { // each on its own: a pointer into the batch would keep all of it
-		if old := held[r.Name]; old == nil || old.Version != r.Version {
-			names = append(names, r.Name)
-		}
-		held[r.Name] = &r
-	}
-	for _, n := range ch.Remove {
-		if _, ok := held[n]; ok {
-			names = append(names, n)
-			delete(held, n)
-		}
-	}
-	if len(held) == 0 {
-		delete(g.types, ch.Type)
-	}
-	return names
 }
 
 func (s *Server) groupLocked(name Group) *group {
 	g := s.groups[name]
 	if g == nil {
-		g = &group{types: map[string]map[string]*Resource{}, streams: map[*stream]struct{}{}}
+		g = newGroup(s.names.hash)
 		s.groups[name] = g
 	}
 	return g
 }
 
 func (s *Server) dropLocked(name Group) {
-	if g := s.groups[name]; g != nil && len(g.types) == 0 && len(g.streams) == 0 {
+	if g := s.groups[name]; g != nil && g.empty() && len(g.streams) == 0 {
 		delete(s.groups, name)
 	}
 }
@@ -296,11 +277,8 @@ func (s *Server) neededLocked(needs Group) *group {
 	if g := s.groups[needs]; g != nil || needs == "" {
 		return g
 	}
-	return &group{}
+	return newGroup(s.names.hash)
 }
-
-// empty says whether a group that is needed holds nothing.
-func (g *group) empty() bool { return g != nil && len(g.types) == 0 }
 
 // layerLocked gives a stream its groups in place of those that it had.
 func (s *Server) layerLocked(st *stream, groups []Group, needs Group) {
@@ -308,7 +286,7 @@ func (s *Server) layerLocked(st *stream, groups []Group, needs Group) {
 		delete(s.groups[name].streams, st)
 	}
 	old := st.groups
-	st.groups, st.layers = slices.Clone(groups), nil
+	st.groups, st.layers = slices.Clone(groups), make([]*group, 0, len(groups))
 	for _, name := range groups {
 		g := s.groupLocked(name)
 		g.streams[st] = struct{}{}

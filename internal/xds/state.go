@@ -12,58 +12,55 @@ import (
 // to clusters until they are warm; one that never warms must not keep policies away. Equals the proxies' initial_fetch_timeout.
 const patience = 5 * time.Second
 
-const unknown = "unknown" // the version of what a state-of-the-world client brings; none is like it
+const unknown = "unknown" // a version that none is like
 
 const noReason = "the client gave no reason" // in place of an empty error_detail
 
-// group is the resources of a Group and the streams that hold it.
-type group struct {
-	types   map[string]map[string]*Resource // by type URL and name; one without body hides what earlier layers have
-	streams map[*stream]struct{}
-}
+// What a client was told of a name is the resource that it was sent, nil for "there is none", or one of these. A resource
+// without body but with a version is one of which the client has told that it has it from an earlier stream.
+var (
+	never      = &Resource{} // nothing
+	owed       = &Resource{} // something that is to be told again
+	brought    = &Resource{Version: unknown}
+	notRemoved = &Resource{Version: "not removed"} // it would not take that there is none
+)
 
-// layers are a client's groups in order; later ones win by name.
-type layers []*group
-
-func (l layers) find(typeURL, name string) *Resource {
-	for _, g := range slices.Backward(l) {
-		switch r := g.types[typeURL][name]; {
-		case r == nil:
-		case r.Hides():
-			return nil
-		default:
-			return r
-		}
-	}
-	return nil
+// view is what a client should hold at one moment.
+type view struct {
+	layers  layers
+	partial bool      // what the groups hold is not yet all that they may have held before: Server.Partial
+	own     *snapshot // of the group that the client needs, which is never partial; nil: none
 }
 
 // client is what one stream asked for, was sent and has answered: the state machine of both forms. It knows no clock,
 // lock or connection.
 type client struct {
-	form *form
-	subs []*subscription // by TypeRule.Order
-
-	partial bool   // what the groups hold is not yet all that they may have held before: Server.Partial
-	own     *group // the group that the client needs, which is never partial; nil: none
+	form  *form
+	names *nameTable
+	subs  []*subscription // by TypeRule.Order
+	view  view            // as of the last step
 }
 
-// subscription is one type of a client.
+// subscription is one type of a client. What the client was told of a name follows from base, unless open or kept say something
+// else. So a client that was told everything is these few words, however much it holds.
 type subscription struct {
 	rule   TypeRule
 	asked  bool // the client has sent a request of the type
+	owe    bool // the first response is due, even if with nothing; until then base means nothing
 	brings bool // state of the world: it had something of the type from an earlier stream, and was not sent all on this one
+	held   bool // delta: it named what it had of the type from an earlier stream
 
-	all   bool                // wildcard
-	names map[string]struct{} // asked for by name
-	// sent is what the client was told of a name: a resource; one without body if we know its version only, or (without
-	// a version) if it is to be told again; nil if it was told that there is none.
-	sent  map[string]*Resource
+	all   bool   // wildcard
+	names *names // asked for by name
+
+	base  layers
+	open  map[string]*Resource // told of names that are to be compared with what there is
+	kept  map[string]*Resource // told of names that are compared, and left as they are
 	extra map[string]*Resource // what Session.Ask said of names that no group holds; nil: nothing
+	ahead map[string]struct{}  // sent of the type of ResendAfter to a client that had some, before it asked for this one
 
-	dirty map[string]struct{} // names to compare
-	full  bool                // all names are to be compared
-	owe   bool                // a response is due even if with nothing
+	strange map[string]struct{} // asked for, and no group holds them
+	weight  int                 // of those, in bytes
 
 	out          *message // sent and not answered
 	nonce, acked string
@@ -75,19 +72,12 @@ type subscription struct {
 	refusedAt time.Time
 }
 
-func newClient(f *form, rules []TypeRule) *client {
-	c := &client{form: f}
+func newClient(f *form, rules []TypeRule, names *nameTable) *client {
+	c := &client{form: f, names: names}
 	for _, r := range slices.SortedFunc(slices.Values(rules), func(a, b TypeRule) int { return cmp.Compare(a.Order, b.Order) }) {
-		c.subs = append(c.subs, newSubscription(r))
+		c.subs = append(c.subs, &subscription{rule: r})
 	}
 	return c
-}
-
-func newSubscription(r TypeRule) *subscription {
-	return &subscription{
-		rule: r, names: map[string]struct{}{}, sent: map[string]*Resource{}, extra: map[string]*Resource{},
-		dirty: map[string]struct{}{}, refused: map[string]*Resource{},
-	}
 }
 
 // sub returns the subscription of a type in the table.
@@ -100,20 +90,131 @@ func (c *client) sub(typeURL string) *subscription {
 	return nil
 }
 
-// touch notes that the resources of these names changed.
-func (c *client) touch(typeURL string, names []string) {
-	if s := c.sub(typeURL); s != nil && s.asked {
-		for _, n := range names {
-			s.dirty[n] = struct{}{}
+// told returns what the client was told of a name.
+func (s *subscription) told(name string) *Resource {
+	if r, ok := s.open[name]; ok {
+		return r
+	}
+	if r, ok := s.kept[name]; ok {
+		return r
+	}
+	return s.implied(name)
+}
+
+// implied returns what was told of a name of which nothing is noted.
+func (s *subscription) implied(name string) *Resource {
+	named := s.names.has(name)
+	switch {
+	case !named && (s.owe || !s.all):
+		return never
+	case s.owe && s.brings:
+		return brought
+	case s.owe:
+		return owed
+	}
+	r := s.base.find(s.rule.URL, name)
+	if r == nil && !named {
+		return never
+	}
+	return r
+}
+
+// each visits all names of which the client was told something, with what it was told.
+func (s *subscription) each(visit func(name string, told *Resource)) {
+	implied := func(name string) {
+		_, open := s.open[name]
+		if _, kept := s.kept[name]; !open && !kept {
+			visit(name, s.implied(name))
 		}
+	}
+	if !s.owe {
+		s.eachWanted(s.base, implied)
+	} else {
+		s.names.each(implied)
+	}
+	for name, told := range s.open {
+		visit(name, told)
+	}
+	for name, told := range s.kept {
+		visit(name, told)
 	}
 }
 
-// touchAll notes that the client's groups changed.
-func (c *client) touchAll() {
-	for _, s := range c.subs {
-		s.full = true
+// eachWanted visits once each name that the client asks for, and of which l or nobody has something.
+func (s *subscription) eachWanted(l layers, visit func(name string)) {
+	if s.all {
+		l.each(s.rule.URL, visit)
 	}
+	s.names.each(func(name string) {
+		if !s.all || !l.has(s.rule.URL, name) {
+			visit(name)
+		}
+	})
+}
+
+// touch has a name compared.
+func (s *subscription) touch(name string) {
+	if _, ok := s.open[name]; !ok {
+		s.reopen(name, s.told(name))
+	}
+}
+
+// reopen has a name compared of which the client was told this.
+func (s *subscription) reopen(name string, told *Resource) {
+	delete(s.kept, name)
+	if s.open == nil {
+		s.open = map[string]*Resource{}
+	}
+	s.open[name] = told
+}
+
+// keep leaves a name as it was told until something of it changes.
+func (s *subscription) keep(name string, told *Resource) {
+	if s.owe {
+		s.reopen(name, told) // as all names are
+		return
+	}
+	delete(s.open, name)
+	if s.kept == nil {
+		s.kept = map[string]*Resource{}
+	}
+	s.kept[name] = told
+}
+
+// close notes that a name needs nothing more.
+func (s *subscription) close(name string, told *Resource) {
+	implied := s.implied(name)
+	if told != implied && told != owed && (told == nil || implied == nil || told.Version != implied.Version) {
+		s.keep(name, told)
+		return
+	}
+	if !s.owe {
+		delete(s.open, name)
+		delete(s.kept, name)
+	}
+}
+
+// pull has all names compared of which v may say something else than what was seen last. It brings base up to date for all types.
+func (c *client) pull(v view) {
+	for _, s := range c.subs {
+		if !s.asked || s.owe {
+			continue
+		}
+		if v.partial != c.view.partial {
+			for name, told := range s.kept {
+				s.reopen(name, told)
+			}
+		}
+		if !slices.Equal(s.base, v.layers) {
+			v.layers.changed(s.base, s.rule.URL, func(name string) {
+				if s.all || s.names.has(name) {
+					s.touch(name)
+				}
+			})
+			s.base = v.layers
+		}
+	}
+	c.view = v
 }
 
 // rejection is what Session.OnNack is told.
@@ -122,17 +223,16 @@ type rejection struct {
 	resources       []*Resource
 }
 
-// request takes a request of a type in the table. It returns what the client rejected by it, if that can't be narrowed
-// down any more.
-func (c *client) request(q *request, now time.Time) *rejection {
+// request takes a request of a type in the table, of a client whose groups hold l. It returns what the client rejected by it,
+// if that can't be narrowed down any more.
+func (c *client) request(q *request, l layers, now time.Time) *rejection {
 	s := c.sub(q.typeURL)
 	delta := c.form == deltaForm
 	first := !s.asked || !delta && q.nonce == "" && !q.nack
 	var rejected *rejection
 	switch {
 	case first:
-		*s = *newSubscription(s.rule)
-		s.asked, s.owe, s.full, s.brings = true, true, true, q.brings
+		*s = subscription{rule: s.rule, asked: true, owe: true, brings: q.brings, held: len(q.held) > 0, ahead: s.ahead}
 	case q.nonce == "":
 	case q.nonce == s.nonce:
 		if s.out != nil {
@@ -143,14 +243,9 @@ func (c *client) request(q *request, now time.Time) *rejection {
 	default: // crossed with a response: no answer to it, but the names are what the client wants by now
 	}
 	if delta {
-		c.subscribe(s, q, first)
+		c.subscribe(s, l, q, first)
 	} else {
-		s.replace(q.names, first)
-		for n := range s.names {
-			if first && q.brings {
-				s.sent[n] = &Resource{Name: n, Version: unknown}
-			}
-		}
+		c.replace(s, l, q.names, first)
 	}
 	return rejected
 }
@@ -158,21 +253,34 @@ func (c *client) request(q *request, now time.Time) *rejection {
 // nameWeight is what a name costs besides its bytes, measured.
 const nameWeight = 200
 
-// weight returns the memory that the client's names take, but for those that l holds: these are as many as we made.
-func (c *client) weight(l layers) (bytes int) {
+// weight returns the memory that the client's names take, but for those that its groups hold: these are as many as we made.
+func (c *client) weight() (bytes int) {
 	for _, s := range c.subs {
-		for n := range s.names {
-			if l.find(s.rule.URL, n) == nil {
-				bytes += nameWeight + len(n)
-			}
-		}
-		for n, r := range s.sent {
-			if _, named := s.names[n]; !named && r != nil && r.body == nil && l.find(s.rule.URL, n) == nil {
-				bytes += nameWeight + len(n)
-			}
-		}
+		bytes += s.weight
 	}
 	return bytes
+}
+
+// weigh counts a name unless l holds it.
+func (s *subscription) weigh(l layers, name string) {
+	_, counted := s.strange[name]
+	switch held := l.find(s.rule.URL, name) != nil; {
+	case held:
+		s.unweigh(name)
+	case !counted:
+		if s.strange == nil {
+			s.strange = map[string]struct{}{}
+		}
+		s.strange[name] = struct{}{}
+		s.weight += nameWeight + len(name)
+	}
+}
+
+func (s *subscription) unweigh(name string) {
+	if _, counted := s.strange[name]; counted {
+		delete(s.strange, name)
+		s.weight -= nameWeight + len(name)
+	}
 }
 
 // settle takes the answer to the response that is out.
@@ -182,20 +290,23 @@ func (s *subscription) settle(q *request, now time.Time) *rejection {
 	delete(s.refused, "")
 	if !q.nack {
 		s.acked = q.nonce
+		if m.full {
+			s.refused = nil
+		}
 		for _, r := range m.set {
 			delete(s.refused, r.Name)
 		}
 		for _, n := range m.gone {
 			delete(s.refused, n)
 		}
-		if m.full {
-			clear(s.refused)
-		}
 		return nil
 	}
 	s.detail, s.refusedAt = cmp.Or(q.detail, noReason), now
+	if s.refused == nil {
+		s.refused = map[string]*Resource{}
+	}
 	for _, r := range m.set {
-		if s.sent[r.Name] == r { // else dropped meanwhile, or due again anyway
+		if told := s.told(r.Name); told != nil && told.body != nil && told.Version == r.Version { // else dropped meanwhile, or due again anyway
 			s.refused[r.Name] = r
 		}
 	}
@@ -203,8 +314,7 @@ func (s *subscription) settle(q *request, now time.Time) *rejection {
 		s.refused[""] = nil // until the next response
 	} else {
 		for _, n := range m.gone { // not their fault: the client may still hold them
-			s.sent[n] = &Resource{Name: n, Version: "not removed"}
-			s.dirty[n] = struct{}{}
+			s.reopen(n, notRemoved)
 		}
 	}
 	if n := len(m.set); !m.full && n > 1 {
@@ -220,100 +330,146 @@ func (s *subscription) settle(q *request, now time.Time) *rejection {
 }
 
 // subscribe applies a delta request's names.
-func (c *client) subscribe(s *subscription, q *request, first bool) {
-	for _, n := range q.names {
-		if n == "*" {
-			s.all = s.rule.Wildcard
-			s.full = true
-			continue
-		}
-		s.names[n] = struct{}{}
-		s.oweName(n) // even if the client has it: it may have forgotten
-	}
-	if first && len(q.names) == 0 {
-		s.all = s.rule.Wildcard
+func (c *client) subscribe(s *subscription, l layers, q *request, first bool) {
+	star := func(name string) bool { return name == "*" }
+	wild := slices.ContainsFunc(q.names, star) || first && len(q.names) == 0
+	add := slices.DeleteFunc(q.names, star)
+	if wild {
+		s.setAll(s.rule.Wildcard)
 	}
 	if !first {
 		q.held = nil // it speaks of the stream before
+		for _, n := range add {
+			s.oweName(n) // even if the client has it: it may have forgotten
+		}
 	}
 	for n, version := range q.held {
-		if !s.all {
-			s.names[n] = struct{}{}
-		}
 		// A cluster that was sent on this stream waits for its assignment, whichever the client has.
-		if parent := c.sub(s.rule.ResendAfter); parent != nil && parent.sent[n] != nil && parent.sent[n].body != nil {
-			version = ""
+		told := &Resource{Version: version}
+		if c.sentAhead(s, n) {
+			told = owed
 		}
-		s.sent[n] = &Resource{Name: n, Version: version}
+		s.reopen(n, told)
+		s.weigh(l, n)
+		if !s.all {
+			add = append(add, n)
+		}
 	}
-	for _, n := range q.drop {
-		if n == "*" {
-			s.all = false
-			for name := range s.sent {
-				if _, ok := s.names[name]; !ok {
-					s.forget(name)
+	s.ahead = nil
+	for _, n := range add {
+		s.weigh(l, n)
+	}
+	if first {
+		s.names = c.names.of(add)
+	} else {
+		s.names = c.names.change(s.names, add, nil)
+	}
+	c.drop(s, q.drop)
+}
+
+// sentAhead says whether the client, on its first request of a type, was already sent what this name follows.
+func (c *client) sentAhead(s *subscription, name string) bool {
+	parent := c.sub(s.rule.ResendAfter)
+	if parent == nil {
+		return false
+	}
+	if parent.held {
+		_, ok := s.ahead[name]
+		return ok
+	}
+	told := parent.told(name)
+	return told != nil && told.body != nil
+}
+
+// drop applies the names that a delta request drops.
+func (c *client) drop(s *subscription, names []string) {
+	if len(names) == 0 {
+		return
+	}
+	before := s.names
+	s.names = c.names.change(before, nil, names)
+	if slices.Contains(names, "*") {
+		s.all = false
+		for _, noted := range []map[string]*Resource{s.open, s.kept} {
+			for n := range noted {
+				if !s.names.has(n) {
+					s.forget(n)
 				}
 			}
-			continue
 		}
-		_, named := s.names[n]
-		delete(s.names, n)
+	}
+	for _, n := range names {
 		switch {
 		case !s.all:
 			s.forget(n)
-		case named:
+		case before.has(n):
 			s.oweName(n) // it stays by the wildcard, or the client must be told that it is gone
 		}
 	}
 }
 
 // replace applies a state-of-the-world request's names.
-func (s *subscription) replace(names []string, first bool) {
-	wild := slices.Contains(names, "*") || len(names) == 0 && (first || s.all)
-	if len(names) == 0 && !first && !(wild && s.rule.Wildcard) {
-		*s = *newSubscription(s.rule) // unsubscribed: no response
+func (c *client) replace(s *subscription, l layers, list []string, first bool) {
+	star := func(name string) bool { return name == "*" }
+	wild := slices.ContainsFunc(list, star) || len(list) == 0 && (first || s.all)
+	if len(list) == 0 && !first && !(wild && s.rule.Wildcard) {
+		*s = subscription{rule: s.rule} // unsubscribed: no response
 		return
 	}
-	if all := wild && s.rule.Wildcard; all != s.all {
-		s.all, s.full = all, true
+	s.setAll(wild && s.rule.Wildcard)
+	before := s.names
+	s.names = c.names.of(slices.DeleteFunc(list, star))
+	if s.names == before {
+		return
 	}
-	old := s.names
-	s.names = make(map[string]struct{}, len(names))
-	for _, n := range names {
-		if n == "*" {
-			continue
-		}
-		s.names[n] = struct{}{}
-		if _, ok := old[n]; !ok {
-			s.oweName(n)
-		}
-		delete(old, n)
-	}
-	if !s.all {
-		for n := range old {
+	before.diff(s.names, func(n string) {
+		switch {
+		case s.names.has(n):
+			s.weigh(l, n)
+			if !first {
+				s.oweName(n)
+			}
+		case !s.all:
 			s.forget(n)
+		default:
+			s.unweigh(n)
 		}
+	})
+}
+
+// setAll sets whether the client asks for all names. That changes what follows from base, so what was told is noted first.
+func (s *subscription) setAll(all bool) {
+	if all == s.all {
+		return
 	}
+	if !s.owe {
+		s.base.each(s.rule.URL, func(n string) {
+			if !s.names.has(n) {
+				s.touch(n)
+			}
+		})
+	}
+	s.all = all
 }
 
 // oweName has the name answered although the client may hold it.
 func (s *subscription) oweName(name string) {
-	s.sent[name] = &Resource{Name: name}
-	s.dirty[name] = struct{}{}
+	s.reopen(name, owed)
 	delete(s.extra, name)
 }
 
 // forget drops a name that the client has dropped.
 func (s *subscription) forget(name string) {
-	delete(s.sent, name)
-	delete(s.dirty, name)
+	delete(s.open, name)
+	delete(s.kept, name)
 	delete(s.extra, name)
 	delete(s.refused, name)
+	s.unweigh(name)
 }
 
 // want returns what the client should hold of a name; ask means that Session.Ask must be asked first.
 func (s *subscription) want(l layers, name string) (r *Resource, ask bool) {
-	_, named := s.names[name]
+	named := s.names.has(name)
 	if !named && !s.all {
 		return nil, false
 	}
@@ -337,57 +493,53 @@ func (d pending) empty() bool { return len(d.set)+len(d.none)+len(d.gone) == 0 }
 // waits says whether nothing of a type may be sent while the groups are partial: a state-of-the-world response tells of
 // all that is not in it that it is gone.
 func (c *client) waits(s *subscription) bool {
-	return c.partial && c.form == sotwForm && s.rule.Wildcard && s.brings
+	return c.view.partial && c.form == sotwForm && s.rule.Wildcard && s.brings
 }
 
 // keeps says whether the client is left what it has brought of a name while the groups are partial: what is missing
 // there, or a part of it, may only be not read yet.
 func (c *client) keeps(s *subscription, name string, have, want *Resource) bool {
-	if !c.partial || have == nil || have.body != nil || have.Version == "" {
+	if !c.view.partial || have == nil || have.body != nil || have.Version == "" {
 		return false
 	}
-	own := c.own != nil && c.own.types[s.rule.URL][name] == want
-	return want == nil || s.rule.Composed && !own
+	return want == nil || have.Version == want.Version || s.rule.Composed && c.view.own.get(s.rule.URL, name) != want
 }
 
-// diff compares the dirty names; those that need no message are clean afterwards.
-func (c *client) diff(s *subscription, l layers, canAsk bool) (d pending) {
+// diff compares the open names with what there is; before the first response all are. Those that need no message are noted so.
+func (c *client) diff(s *subscription, canAsk bool) (d pending) {
+	l := c.view.layers
 	delta := c.form == deltaForm
-	if s.full {
-		s.full = false
-		for _, g := range l {
-			for n := range g.types[s.rule.URL] {
-				s.dirty[n] = struct{}{}
-			}
-		}
-		for n := range s.names {
-			s.dirty[n] = struct{}{}
-		}
-		for n := range s.sent {
-			s.dirty[n] = struct{}{}
-		}
-	}
-	for n := range s.dirty {
+	compare := func(n string, have *Resource) {
 		want, unknown := s.want(l, n)
-		have, told := s.sent[n]
-		_, named := s.names[n]
+		named := s.names.has(n)
+		if named && (want == nil || s.strange != nil) {
+			s.weigh(l, n)
+		}
 		switch {
-		case want != nil && have != nil && have.Version == want.Version:
-			delete(s.dirty, n)
 		case c.keeps(s, n, have, want):
-			delete(s.dirty, n) // all names are compared again when the groups are whole
+			s.keep(n, have) // until the groups are whole
+		case want != nil && have != nil && have.Version == want.Version:
+			s.close(n, have)
 		case want != nil:
 			d.set = append(d.set, want)
 		case unknown && canAsk:
 			d.ask = append(d.ask, n)
-		case s.rule.NeverRemove, told && have == nil, !told && !named:
-			delete(s.dirty, n)
+		case s.rule.NeverRemove, have == nil, have == never && !named:
+			s.close(n, have)
 		case !delta && !s.rule.Wildcard: // this form has no word for it
-			s.tell(nil, n)
-		case have == nil, have.Version == "", s.rule.ResendAfter != "": // the other type's answer may wait for it
+			s.tellNone(n)
+		case have.Version == "", s.rule.ResendAfter != "": // the other type's answer may wait for it
 			d.none = append(d.none, n)
 		default:
 			d.gone = append(d.gone, n)
+		}
+	}
+	if s.owe {
+		s.eachWanted(l, func(n string) { compare(n, s.told(n)) })
+	}
+	for n, have := range s.open {
+		if !s.owe || s.all && !s.names.has(n) && !l.has(s.rule.URL, n) {
+			compare(n, have)
 		}
 	}
 	slices.SortFunc(d.set, byName)
@@ -399,32 +551,44 @@ func (c *client) diff(s *subscription, l layers, canAsk bool) (d pending) {
 
 func byName(a, b *Resource) int { return strings.Compare(a.Name, b.Name) }
 
-// tell notes what a response says.
-func (s *subscription) tell(set []*Resource, gone ...string) {
+// tell notes what a response says. It says what there is, as base does.
+func (s *subscription) tell(set []*Resource, gone []string) {
 	for _, r := range set {
-		s.sent[r.Name] = r
-		delete(s.dirty, r.Name)
-	}
-	for _, n := range gone {
-		delete(s.dirty, n)
-		delete(s.refused, n)
-		if _, named := s.names[n]; named {
-			s.sent[n] = nil
-		} else {
-			delete(s.sent, n)
+		delete(s.open, r.Name)
+		delete(s.kept, r.Name)
+		if r == s.extra[r.Name] {
+			s.keep(r.Name, r)
 		}
 	}
-	if len(s.dirty) == 0 {
-		s.dirty = map[string]struct{}{} // walking an emptied map takes as long as when it was full
+	for _, n := range gone {
+		s.tellNone(n)
+	}
+	if len(s.open) == 0 {
+		s.open = nil // an emptied map takes as much as when it was full
+	}
+	if len(s.kept) == 0 {
+		s.kept = nil
+	}
+}
+
+func (s *subscription) tellNone(name string) {
+	delete(s.open, name)
+	delete(s.kept, name)
+	delete(s.refused, name)
+	if !s.names.has(name) {
+		s.unweigh(name)
 	}
 }
 
 // answer takes what Session.Ask said of names that no group holds.
 func (s *subscription) answer(names []string, found []Resource) {
+	if s.extra == nil {
+		s.extra = map[string]*Resource{}
+	}
 	for _, n := range names {
-		if _, ok := s.names[n]; ok {
+		if s.names.has(n) {
 			s.extra[n] = nil
-			s.dirty[n] = struct{}{}
+			s.touch(n)
 		}
 	}
 	for i := range found {
@@ -444,33 +608,31 @@ type step struct {
 	again time.Time           // next is to be called then even if nothing happens; zero: never
 }
 
-// next brings the client nearer to what it should hold of l. A type sends nothing while a response is out. Additions
+// next brings the client nearer to what it should hold. A type sends nothing while a response is out. Additions
 // go in the order of types, and wait while an earlier type has some that must wait: they may refer to them. Only what
 // follows another type (ResendAfter) does not wait, as the answer to the other may wait for it. Removals go in reverse,
 // each when no later type has anything to send or out that may still refer to it.
-func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string) (out step) {
-	due := make([]pending, len(c.subs))
-	last := make([]bool, len(c.subs)) // no later type is in the way of removals
+func (c *client) next(v view, canAsk bool, now time.Time, nonce func() string) (out step) {
+	c.pull(v)
+	var room [8]due // of as many types as there are, on the stack
+	todo := append(room[:0], make([]due, len(c.subs))...)
 	calm := true
 	for i, s := range slices.Backward(c.subs) {
-		last[i] = calm
+		todo[i].last = calm
 		if s.asked && !c.waits(s) {
-			due[i] = c.diff(s, l, canAsk)
-			calm = calm && !s.busy(now) && (s.out != nil || due[i].empty())
+			todo[i].pending = c.diff(s, canAsk)
+			calm = calm && !s.busy(now) && (s.out != nil || todo[i].empty())
 		}
-	}
-	send := func(s *subscription, set []*Resource, gone []string) {
-		out.send = append(out.send, c.respond(s, set, gone, now, nonce()))
 	}
 	held := false
 	for i, s := range c.subs {
 		if !s.asked || c.waits(s) {
 			continue
 		}
-		if s.rule.ResendAfter != "" {
-			due[i] = c.diff(s, l, canAsk) // the other may just have been sent
+		d := &todo[i]
+		if out.sends(s.rule.ResendAfter) {
+			d.pending = c.diff(s, canAsk)
 		}
-		d := &due[i]
 		more := len(d.set)+len(d.none) > 0
 		switch {
 		case s.out != nil:
@@ -481,33 +643,43 @@ func (c *client) next(l layers, canAsk bool, now time.Time, nonce func() string)
 			}
 			out.ask[s.rule.URL] = d.ask
 		case s.owe, more && (!held || s.rule.ResendAfter != ""):
-			if last[i] {
+			if d.last {
 				d.none, d.gone = append(d.none, d.gone...), nil
 			}
-			send(s, d.set, d.none)
+			out.send = append(out.send, c.respond(s, d.set, d.none, now, nonce()))
 			d.set, d.none = nil, nil
 		case !more:
 			for len(s.retry) > 0 && s.out == nil {
-				if set := s.popRetry(l); len(set) > 0 {
-					send(s, set, nil)
+				if set := s.popRetry(v.layers); len(set) > 0 {
+					out.send = append(out.send, c.respond(s, set, nil, now, nonce()))
 				}
 			}
 		}
 	}
 	for i, s := range slices.Backward(c.subs) {
-		d := &due[i]
-		if s.out == nil && len(d.gone) > 0 {
-			send(s, nil, d.gone)
+		d := &todo[i]
+		if s.out == nil && !s.owe && len(d.gone) > 0 {
+			out.send = append(out.send, c.respond(s, nil, d.gone, now, nonce()))
 			d.gone = nil
 		}
 		if s.busy(now) || s.out == nil && !d.empty() {
 			break
 		}
 	}
-	if slices.ContainsFunc(due, func(d pending) bool { return !d.empty() }) {
+	if slices.ContainsFunc(todo, func(d due) bool { return !d.empty() }) {
 		out.again = c.patienceEnds(now)
 	}
 	return out
+}
+
+// due is what a step finds for a type.
+type due struct {
+	pending
+	last bool // no later type is in the way of removals
+}
+
+func (s *step) sends(typeURL string) bool {
+	return slices.ContainsFunc(s.send, func(m *message) bool { return m.typeURL == typeURL })
 }
 
 // patienceEnds returns when the first type that is busy will no longer be; zero if none is.
@@ -523,29 +695,42 @@ func (c *client) patienceEnds(now time.Time) (end time.Time) {
 // respond makes a response and notes it.
 func (c *client) respond(s *subscription, set []*Resource, gone []string, now time.Time, nonce string) *message {
 	m := &message{typeURL: s.rule.URL, nonce: nonce, set: set, gone: gone, full: c.form == sotwForm && s.rule.Wildcard}
-	s.tell(set, gone...)
+	s.owe, s.base = false, c.view.layers
+	s.tell(set, gone)
 	if m.full {
 		s.brings = false
-		for _, r := range s.sent {
-			if r != nil && r.body != nil {
-				m.all = append(m.all, r)
+		s.each(func(_ string, told *Resource) {
+			if told != nil && told.body != nil {
+				m.all = append(m.all, told)
 			}
-		}
+		})
 		slices.SortFunc(m.all, byName)
 	}
-	s.out, s.nonce, s.updated, s.owe = m, nonce, now, false
+	s.out, s.nonce, s.updated = m, nonce, now
 	for _, o := range c.subs {
-		if o.rule.ResendAfter != s.rule.URL {
-			continue
-		}
-		for _, r := range set {
-			if _, told := o.sent[r.Name]; told {
-				o.sent[r.Name] = &Resource{Name: r.Name}
-				o.dirty[r.Name] = struct{}{}
-			}
+		if o.rule.ResendAfter == s.rule.URL {
+			c.follow(o, s, set)
 		}
 	}
 	return m
+}
+
+// follow has a type told again of what was sent of the one that it follows.
+func (c *client) follow(s, parent *subscription, set []*Resource) {
+	if !s.asked && !parent.held {
+		return // all that the parent was told was sent
+	}
+	for _, r := range set {
+		switch {
+		case s.asked && s.told(r.Name) != never:
+			s.reopen(r.Name, owed)
+		case !s.asked:
+			if s.ahead == nil {
+				s.ahead = map[string]struct{}{}
+			}
+			s.ahead[r.Name] = struct{}{}
+		}
+	}
 }
 
 // popRetry returns what is still worth sending of a part of a rejected response.

@@ -22,26 +22,47 @@ var testRules = []TypeRule{
 // machine runs a client of the state machine without a connection.
 type machine struct {
 	*client
-	groups layers
-	ask    bool
-	now    time.Time
-	nonces int
+	groups  []*group
+	edits   *uint64
+	partial bool
+	own     *group
+	ask     bool
+	now     time.Time
+	nonces  int
 }
 
 func newMachine(f *form, groups int) *machine {
-	m := &machine{client: newClient(f, testRules), now: time.Unix(1e9, 0)}
+	table := newNameTable()
+	m := &machine{client: newClient(f, testRules, table), edits: new(uint64), now: time.Unix(1e9, 0)}
 	for range groups {
-		m.groups = append(m.groups, &group{types: map[string]map[string]*Resource{}})
+		m.groups = append(m.groups, newGroup(table.hash))
 	}
 	return m
 }
 
 func (m *machine) publish(layer int, ch Change) {
-	m.touch(ch.Type, m.groups[layer].apply(ch))
+	*m.edits++
+	m.groups[layer].apply(*m.edits, ch)
+}
+
+// holds returns what the client should hold now.
+func (m *machine) holds() view {
+	v := view{partial: m.partial}
+	for _, g := range m.groups {
+		v.layers = append(v.layers, g.tip)
+	}
+	if m.own != nil {
+		v.own = m.own.tip
+	}
+	return v
+}
+
+func (m *machine) request(q *request, now time.Time) *rejection {
+	return m.client.request(q, m.holds().layers, now)
 }
 
 func (m *machine) step() step {
-	return m.next(m.groups, m.ask, m.now, func() string { m.nonces++; return strconv.Itoa(m.nonces) })
+	return m.next(m.holds(), m.ask, m.now, func() string { m.nonces++; return strconv.Itoa(m.nonces) })
 }
 
 func named(s string) Resource {
@@ -258,7 +279,7 @@ func runScript(t *testing.T, m *machine, script string) {
 			q := parseScript(m, verb, args)
 			if r := m.request(q, m.now); r != nil {
 				line := "bad " + q.typeURL
-				for _, name := range slices.Sorted(maps.Values(names(r.resources))) {
+				for _, name := range slices.Sorted(maps.Values(namesOf(r.resources))) {
 					line += " " + name
 				}
 				got = append(got, line+" "+r.detail)
@@ -302,7 +323,7 @@ func runScript(t *testing.T, m *machine, script string) {
 	}
 }
 
-func names(resources []*Resource) map[int]string {
+func namesOf(resources []*Resource) map[int]string {
 	out := map[int]string{}
 	for i, r := range resources {
 		out[i] = r.Name

@@ -27,23 +27,26 @@ const (
 	maxForeign   = 64                                               // types outside the table, and questions waiting, of a stream
 )
 
-var errEnded = status.Error(codes.Unavailable, "server is shutting down; connect again")
+var (
+	errEnded = status.Error(codes.Unavailable, "server is shutting down; connect again")
+	errLate  = status.Error(codes.DeadlineExceeded, "client took no response in time; connect again")
+)
 
-// stream is one client's stream. Its handler sends, one goroutine reads, and a third lives while a message is written.
+// stream is one client's stream: one goroutine reads, one sends, and the handler waits until it ends, which ends them.
 type stream struct {
 	server    *Server
 	grpc      grpc.ServerStream
 	cancel    context.CancelCauseFunc // ends the stream with a gRPC status
 	connected time.Time
 	wake      chan struct{} // capacity 1: something may be due
+	caller    *caller       // set once, before anything is read
+	session   *Session      // set once, before the stream is in Server.clients
 
 	groups []Group // with the fields below guarded by Server.mu
-	layers layers
+	layers []*group
 	needs  *group // nothing is sent while it is empty; nil: none
-	caller *caller
 
 	mu        sync.Mutex // guards the fields below
-	session   *Session   // set once, before the stream is in Server.clients
 	client    *client
 	weight    int64               // of its names, in caller.bytes
 	removed   bool                // what is still read of it counts no more
@@ -64,7 +67,7 @@ func (s *Server) serve(f *form, g grpc.ServerStream) error {
 	defer cancel(nil)
 	st := &stream{
 		server: s, grpc: g, cancel: cancel, connected: time.Now(), wake: make(chan struct{}, 1),
-		client: newClient(f, s.o.Types), answered: map[string]*request{},
+		client: newClient(f, s.o.Types, s.names),
 	}
 	s.mu.Lock()
 	if s.ended {
@@ -90,7 +93,9 @@ func (s *Server) serve(f *form, g grpc.ServerStream) error {
 		return err
 	}
 	close(admitted)
-	return st.write(ctx)
+	go st.write(ctx) // as the reader
+	<-ctx.Done()
+	return ending(ctx)
 }
 
 // callerOf counts a stream as one of its caller's.
@@ -111,15 +116,18 @@ func (s *Server) callerOf(st *stream, id string) error {
 }
 
 func (s *Server) remove(st *stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.streams, st)
-	delete(s.late, st)
-	if c := st.caller; c != nil {
+	c := st.caller
+	if c != nil {
 		st.mu.Lock()
 		c.bytes.Add(-st.weight)
 		st.removed = true
 		st.mu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st)
+	delete(s.late, st)
+	if c != nil {
 		if c.streams--; c.streams == 0 {
 			delete(s.callers, c.id)
 		}
@@ -167,6 +175,7 @@ func (st *stream) admit(ctx context.Context, admission Admission, hello <-chan *
 
 // enter makes a stream one of a session's.
 func (s *Server) enter(st *stream, session *Session) {
+	st.session = session
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	of := s.clients[session.ID]
@@ -177,9 +186,6 @@ func (s *Server) enter(st *stream, session *Session) {
 	of[st] = struct{}{}
 	groups, needs := session.groups()
 	s.layerLocked(st, groups, needs)
-	st.mu.Lock()
-	st.session = session
-	st.mu.Unlock()
 }
 
 // ending returns what a stream ends with.
@@ -245,78 +251,90 @@ func (st *stream) refuse(err error) {
 	st.cancel(err)
 }
 
-// mostNames returns how many names of a kind a request may have: those that the client's groups hold, and what may be had
-// of others. The type comes after them on the wire.
-func (st *stream) mostNames() int {
-	st.server.mu.RLock()
-	defer st.server.mu.RUnlock()
-	held := map[string]int{}
-	for _, g := range st.layers {
-		for typeURL, names := range g.types {
-			held[typeURL] += len(names)
+// look returns what the stream's groups hold now, all of one moment, and the version that responses have of it; ready is false
+// while what the client needs is not there. It returns last if they hold that.
+func (st *stream) look(last layers) (v view, rev string, ready bool) {
+	s := st.server
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	v.partial, v.layers = s.partial, last
+	if !slices.EqualFunc(last, st.layers, func(s *snapshot, g *group) bool { return s == g.tip }) {
+		v.layers = make(layers, len(st.layers))
+		for i, g := range st.layers {
+			v.layers[i] = g.tip
 		}
 	}
-	most := 0
-	for _, n := range held {
-		most = max(most, n)
+	if st.needs == nil {
+		return v, s.rev, true
 	}
-	return most + st.server.o.MaxBytes/nameWeight
+	v.own = st.needs.tip
+	return v, s.rev, !st.needs.empty()
+}
+
+// mostNames returns how many names of a kind a request may have: those that the client's groups hold, and what may be had
+// of others. The type comes after them on the wire.
+func (st *stream) mostNames() (most int) {
+	s := st.server
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, rule := range s.o.Types {
+		held := 0
+		for _, g := range st.layers {
+			held += g.tip.of(rule.URL).Len()
+		}
+		most = max(most, held)
+	}
+	return most + s.o.MaxBytes/nameWeight
 }
 
 // weigh notes what the stream's names take now, and refuses what is too much for its caller.
 func (st *stream) weigh() error {
-	s := st.server
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.removed {
 		return errEnded
 	}
-	weight := st.client.weight(st.layers)
+	weight := st.client.weight()
 	for _, q := range st.questions {
-		weight += q.weight()
+		weight += q.weight
 	}
 	for _, q := range st.answered {
-		weight += q.weight()
+		weight += q.weight
 	}
 	all := st.caller.bytes.Add(int64(weight) - st.weight)
 	st.weight = int64(weight)
-	if all > int64(s.o.MaxBytes) {
+	if all > int64(st.server.o.MaxBytes) {
 		return errNames
 	}
 	return nil
 }
 
-func (q *request) weight() (bytes int) {
-	for _, n := range q.names {
-		bytes += nameWeight + len(n)
-	}
-	return bytes
-}
-
 // take applies a request.
 func (st *stream) take(q *request) error {
+	names := len(q.names)+len(q.drop)+len(q.held) > 0
+	var now view
+	if names {
+		now, _, _ = st.look(nil)
+	}
 	st.mu.Lock()
 	if st.client.sub(q.typeURL) == nil {
 		err := st.question(q)
 		st.mu.Unlock()
-		if err != nil || len(q.names) == 0 {
+		if err != nil || !names {
 			return err
 		}
 		return st.weigh()
 	}
-	rejected := st.client.request(q, time.Now())
-	session := st.session
+	rejected := st.client.request(q, now.layers, time.Now())
 	st.mu.Unlock()
-	if rejected != nil && session.OnNack != nil {
+	if rejected != nil && st.session.OnNack != nil {
 		origins := map[string]struct{}{}
 		for _, r := range rejected.resources {
 			origins[r.Origin] = struct{}{}
 		}
-		session.OnNack(q.typeURL, rejected.version, rejected.detail, slices.Sorted(maps.Keys(origins)))
+		st.session.OnNack(q.typeURL, rejected.version, rejected.detail, slices.Sorted(maps.Keys(origins)))
 	}
-	if len(q.names)+len(q.drop)+len(q.held) == 0 {
+	if !names {
 		return nil
 	}
 	return st.weigh()
@@ -332,6 +350,9 @@ func (st *stream) question(q *request) error {
 	if len(st.questions) >= maxForeign || last == nil && len(st.answered) >= maxForeign {
 		return tooMany("requests of types that are not served by subscription")
 	}
+	for _, n := range q.names {
+		q.weight += nameWeight + len(n)
+	}
 	st.questions = append(st.questions, q)
 	return nil
 }
@@ -343,34 +364,24 @@ func (st *stream) poke() {
 	}
 }
 
-func (st *stream) touch(typeURL string, names []string) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.client.touch(typeURL, names)
-}
-
-func (st *stream) touchAll() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.client.touchAll()
-}
-
 // write sends what is due until the stream ends.
-func (st *stream) write(ctx context.Context) error {
+func (st *stream) write(ctx context.Context) {
+	late := time.AfterFunc(st.server.o.WriteTimeout, func() { st.cancel(errLate) })
+	late.Stop()
 	for ctx.Err() == nil { // a stream that is ended is not told, on top, that what it held is gone
 		due, questions := st.due()
-		for _, m := range due.send {
-			if err := st.send(ctx, m, ""); err != nil {
-				return err
-			}
-		}
+		err := st.send(due.send, late)
 		for typeURL, names := range due.ask {
 			st.ask(ctx, typeURL, names)
 		}
 		for _, q := range questions {
-			if err := st.reply(ctx, q); err != nil {
-				return err
+			if err == nil {
+				err = st.reply(ctx, q, late)
 			}
+		}
+		if err != nil {
+			st.cancel(err)
+			return
 		}
 		if len(due.ask) > 0 {
 			continue
@@ -385,46 +396,38 @@ func (st *stream) write(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	return ending(ctx)
 }
 
-func (st *stream) due() (step, []*request) {
-	st.server.mu.RLock()
-	defer st.server.mu.RUnlock()
+func (st *stream) due() (due step, questions []*request) {
+	v, rev, ready := st.look(st.client.view.layers) // which nobody else writes
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	var due step
-	if !st.needs.empty() {
-		st.client.partial, st.client.own = st.server.partial, st.needs
-		due = st.client.next(st.layers, st.session.Ask != nil, time.Now(), st.server.newNonce)
+	if ready {
+		due = st.client.next(v, st.session.Ask != nil, time.Now(), st.server.newNonce)
 	}
 	for _, m := range due.send {
-		m.version = st.server.rev
+		m.version = rev
 	}
-	questions := st.questions
-	st.questions = nil
+	questions, st.questions = st.questions, nil
 	return due, questions
 }
 
 func (s *Server) newNonce() string { return strconv.FormatUint(s.nonce.Add(1), 36) }
 
-// send writes a response, and gives up on a client that does not take it.
-func (st *stream) send(ctx context.Context, m *message, controlPlane string) error {
-	data := st.client.form.encode(m, controlPlane)
-	st.server.sent.Add(1)
-	st.server.bytes.Add(uint64(data.Len()))
-	written := make(chan error, 1)
-	go func() { written <- st.grpc.SendMsg(&frame{data}) }() // ends with the stream at the latest
-	late := time.NewTimer(st.server.o.WriteTimeout)
-	defer late.Stop()
-	select {
-	case err := <-written:
-		return err
-	case <-late.C:
-		return status.Error(codes.DeadlineExceeded, "client took no response in time; connect again")
-	case <-ctx.Done():
-		return ending(ctx)
+// send writes responses; late ends the stream of a client that does not take one.
+func (st *stream) send(messages []*message, late *time.Timer) error {
+	for _, m := range messages {
+		data := st.client.form.encode(m)
+		st.server.sent.Add(1)
+		st.server.bytes.Add(uint64(data.Len()))
+		late.Reset(st.server.o.WriteTimeout)
+		err := st.grpc.SendMsg(&frame{data})
+		late.Stop()
+		if err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // ask fetches resources of a type in the table that no group holds. An error counts as none: the client must not wait.
@@ -443,8 +446,8 @@ func (st *stream) ask(ctx context.Context, typeURL string, names []string) {
 }
 
 // reply answers a question.
-func (st *stream) reply(ctx context.Context, q *request) error {
-	m := &message{typeURL: q.typeURL, nonce: st.server.newNonce()} // of no version
+func (st *stream) reply(ctx context.Context, q *request, late *time.Timer) error {
+	m := &message{typeURL: q.typeURL, nonce: st.server.newNonce(), controlPlane: st.server.o.ControlPlane} // of no version
 	if st.session.Ask != nil {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
@@ -463,9 +466,12 @@ func (st *stream) reply(ctx context.Context, q *request) error {
 		}
 	}
 	st.mu.Lock()
-	st.answered[q.typeURL] = &request{nonce: m.nonce, names: q.names}
+	if st.answered == nil {
+		st.answered = map[string]*request{}
+	}
+	st.answered[q.typeURL] = &request{nonce: m.nonce, names: q.names, weight: q.weight}
 	st.mu.Unlock()
-	return st.send(ctx, m, st.server.o.ControlPlane)
+	return st.send([]*message{m}, late)
 }
 
 func (st *stream) status() ClientStatus {
@@ -487,26 +493,24 @@ func (st *stream) status() ClientStatus {
 }
 
 // resources returns what the client was sent of a type. Of what it brought from an earlier stream, the groups know the bytes.
-func (st *stream) resources(typeURL string) []Resource {
-	st.server.mu.RLock()
-	defer st.server.mu.RUnlock()
+func (st *stream) resources(typeURL string) (out []Resource) {
+	now, _, _ := st.look(nil)
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	s := st.client.sub(typeURL)
 	if s == nil {
 		return nil
 	}
-	var out []Resource
-	for _, n := range slices.Sorted(maps.Keys(s.sent)) {
-		r := s.sent[n]
-		if r != nil && r.body == nil {
-			if now, _ := s.want(st.layers, n); now != nil && (r.Version == "" || r.Version == now.Version) {
-				r = now
+	s.each(func(name string, r *Resource) {
+		if r != nil && r != never && r.body == nil {
+			if is, _ := s.want(now.layers, name); is != nil && (r.Version == "" || r.Version == is.Version) {
+				r = is
 			}
 		}
 		if r != nil && r.body != nil {
 			out = append(out, *r)
 		}
-	}
+	})
+	slices.SortFunc(out, func(a, b Resource) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }

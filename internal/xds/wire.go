@@ -79,6 +79,7 @@ type request struct {
 	drop           []string          // delta only
 	held           map[string]string // delta only: initial_resource_versions
 	brings         bool              // state of the world only: version_info is set
+	weight         int               // of the names, if it is kept
 }
 
 var (
@@ -253,20 +254,30 @@ type message struct {
 	gone    []string    // sorted
 	all     []*Resource // all that the client holds after it, by name, where state-of-the-world says so
 	full    bool        // all is meant
+
+	controlPlane string // its identifier; empty: not said
 }
 
 // encode returns the response's bytes, most of which are shared with other responses.
-func (f *form) encode(m *message, controlPlane string) mem.BufferSlice {
-	head := appendString(appendString(appendString(nil, 1, m.version), 4, m.typeURL), 5, m.nonce)
+func (f *form) encode(m *message) mem.BufferSlice {
 	plane := protowire.Number(6)
 	if f == deltaForm {
 		plane = 7
+	}
+	size := len(m.version) + len(m.typeURL) + len(m.nonce) + len(m.controlPlane) + 32 // for what is before each
+	if f == deltaForm {
+		for _, name := range m.gone {
+			size += len(name) + 4
+		}
+	}
+	head := appendString(appendString(appendString(make([]byte, 0, size), 1, m.version), 4, m.typeURL), 5, m.nonce)
+	if f == deltaForm {
 		for _, name := range m.gone {
 			head = appendString(head, 6, name)
 		}
 	}
-	if controlPlane != "" {
-		id := appendString(nil, 1, controlPlane)
+	if m.controlPlane != "" {
+		id := appendString(nil, 1, m.controlPlane)
 		head = append(appendOpen(head, plane, len(id)), id...)
 	}
 	resources := m.set

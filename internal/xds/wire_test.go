@@ -73,7 +73,8 @@ func TestEncode(t *testing.T) {
 
 	gotDelta, gotSotW := &discoveryv3.DeltaDiscoveryResponse{}, &discoveryv3.DiscoveryResponse{}
 	for f, got := range map[*form]proto.Message{deltaForm: gotDelta, sotwForm: gotSotW} {
-		data := f.encode(m, "me")
+		m.controlPlane = "me"
+		data := f.encode(m)
 		if err := proto.Unmarshal(data.Materialize(), got); err != nil {
 			t.Fatal(err)
 		}
