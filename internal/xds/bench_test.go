@@ -70,7 +70,7 @@ func BenchmarkAnswer(b *testing.B) {
 	data := mem.BufferSlice{mem.SliceBuffer(must(proto.Marshal(q)))}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := deltaForm.parseRequest(data, 10); err != nil {
+		if _, err := deltaForm.parseRequest(data, 10, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -221,7 +221,12 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 	}
 	for range 150 {
 		layer, n := rnd.IntN(3), name()
-		switch rnd.IntN(11) {
+		switch rnd.IntN(12) {
+		case 11:
+			if rnd.IntN(3) == 0 {
+				p.m.move(rnd)
+				p.pump()
+			}
 		case 10: // what earlier layers have of it
 			publish(layer, Change{Type: "cds", Set: []Resource{Hidden(n, "")}}, Change{Type: "eds", Set: []Resource{Hidden(n, "")}})
 			publish(layer, Change{Type: "lds", Set: []Resource{Hidden(name(), "")}}, Change{Type: "rds", Set: []Resource{Hidden(name(), "")}})
@@ -256,7 +261,7 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 	}
 	p.partial(false)
 	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} { // what is bad is mended
-		for i, g := range p.m.groups {
+		for i, g := range p.m.pool {
 			g.tip.of(typeURL).Each(func(row *trie.Row[string, *Resource]) {
 				if bad(row.Val) {
 					publish(i, Change{Type: typeURL, Set: []Resource{named(row.Key + "@" + strings.TrimSuffix(row.Val.Version, "bad"))}})
@@ -291,26 +296,101 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", typeURL, diff)
 		}
-		if s := p.m.sub(typeURL); s.asked && s.sync() != Synced {
+		s := p.m.sub(typeURL)
+		if s.asked && s.sync() != Synced {
 			t.Errorf("%s: state %v, refused %v", typeURL, s.sync(), s.refused)
+		}
+		if len(s.open) > 0 || s.kept != nil || s.ahead != nil {
+			t.Errorf("%s: a client that holds what it should hold is not without notes: open %v, kept %v, ahead %v", typeURL, s.open, s.kept, s.ahead)
+		}
+		if got, want := s.weight, weightOf(p.m, s); got != want {
+			t.Errorf("%s: names of no group are taken for %d bytes, want %d", typeURL, got, want)
 		}
 	}
 }
 
-// FuzzStream feeds the state machine any sequence of requests, sensible or not, and of changes. What is sent must be
-// wanted, one response of a type at a time, and once all are accepted nothing may be missing.
+// weightOf counts afresh what the names take that no group of the client holds.
+func weightOf(m *machine, s *subscription) (bytes int) {
+	s.names.each(func(n string) {
+		if m.holds().layers.find(s.rule.URL, n) == nil {
+			bytes += nameWeight + len(n)
+		}
+	})
+	return bytes
+}
+
+// ledger is what a client was told, by what came to it: versions by name and type.
+type ledger map[string]map[string]string
+
+// request takes note of what the client says that it has.
+func (l ledger) request(m *machine, q *request) {
+	if s := m.sub(q.typeURL); !s.asked || m.form == sotwForm && q.nonce == "" && !q.nack {
+		l[q.typeURL] = maps.Clone(q.held)
+		if l[q.typeURL] == nil {
+			l[q.typeURL] = map[string]string{}
+		}
+	}
+}
+
+func (l ledger) response(m *message) {
+	told := l[m.typeURL]
+	if m.full {
+		clear(told)
+	}
+	for _, r := range slices.Concat(m.set, m.all) {
+		told[r.Name] = r.Version
+	}
+	for _, n := range m.gone {
+		if !m.full {
+			delete(told, n)
+		}
+	}
+}
+
+// check holds what follows from what the machine remembers to what was sent.
+func (l ledger) check(t *testing.T, m *machine) {
+	t.Helper()
+	for _, s := range m.subs {
+		told := l[s.rule.URL]
+		if !s.asked {
+			clear(told)
+		}
+		asked := func(n string) bool { return s.all || s.names.has(n) }
+		if m.form == deltaForm || !s.rule.Wildcard {
+			maps.DeleteFunc(told, func(n, _ string) bool { return !asked(n) }) // the client has dropped it
+		}
+		s.each(func(n string, r *Resource) {
+			if r != s.told(n) {
+				t.Errorf("%s: %s is %v and %v", s.rule.URL, n, r, s.told(n))
+			}
+			if r != nil && r.body != nil && asked(n) && told[n] != r.Version {
+				t.Errorf("%s: %s counts as told in version %s; it was told %q", s.rule.URL, n, r.Version, told[n])
+			}
+		})
+		for n, version := range told {
+			if r := s.told(n); asked(n) && (r == never || r == nil && m.form == deltaForm && !s.rule.NeverRemove) {
+				t.Errorf("%s: version %s of %s is forgotten", s.rule.URL, version, n)
+			}
+		}
+	}
+}
+
+// FuzzStream feeds the state machine any sequence of requests, sensible or not, of changes, and of other groups. What is sent must
+// be wanted, one response of a type at a time; what counts as told was told; and once all are accepted nothing may be missing.
 func FuzzStream(f *testing.F) {
 	f.Add([]byte("\x00\x10\x20\x30"), true)
 	rnd := rand.New(rand.NewPCG(1, 1))
-	for i := range 20 {
-		b := make([]byte, 200)
+	for i := range 60 {
+		b := make([]byte, 300)
 		for j := range b {
 			b[j] = byte(rnd.Uint32())
 		}
 		f.Add(b, i%2 == 0)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, delta bool) {
-		m := newMachine(map[bool]*form{true: deltaForm, false: sotwForm}[delta], 2)
+		m := newMachine(map[bool]*form{true: deltaForm, false: sotwForm}[delta], 3)
+		m.groups = m.pool[:2]
+		told := ledger{}
 		take := func() byte {
 			if len(b) == 0 {
 				return 0
@@ -322,14 +402,23 @@ func FuzzStream(f *testing.F) {
 		name := func() string { return []string{"*", "a", "b", "c"}[take()%4] }
 		for len(b) > 0 {
 			op, s := take(), m.subs[take()%byte(len(m.subs))]
-			switch op % 4 {
-			case 0:
-				m.publish(int(take()%2), Change{Type: s.rule.URL, Set: []Resource{named(fmt.Sprint(name(), "@", take()%3))}})
-			case 1:
-				if layer, n := int(take()%2), name(); take()%2 == 0 {
+			switch op % 8 {
+			case 0, 1:
+				m.publish(int(take()%3), Change{Type: s.rule.URL, Set: []Resource{named(fmt.Sprint(name(), "@", take()%3))}})
+			case 2:
+				if layer, n := int(take()%3), name(); take()%2 == 0 {
 					m.publish(layer, Change{Type: s.rule.URL, Remove: []string{n}})
 				} else {
 					m.publish(layer, Change{Type: s.rule.URL, Set: []Resource{Hidden(n, "")}})
+				}
+			case 3:
+				switch take() % 4 {
+				case 0:
+					m.partial = !m.partial
+				case 1:
+					m.ask = !m.ask
+				default:
+					m.move(rand.New(rand.NewPCG(uint64(take()), 1)))
 				}
 			default:
 				q := &request{typeURL: s.rule.URL, nonce: []string{"", s.nonce, "old"}[take()%3], nack: take()%4 == 0}
@@ -339,11 +428,16 @@ func FuzzStream(f *testing.F) {
 				if delta {
 					q.drop = []string{name()}[:take()%2]
 					q.held = map[string]string{name(): fmt.Sprint(take() % 3)}
+				} else {
+					q.brings = take()%4 == 0
 				}
+				told.request(m, q)
 				_ = m.request(q, m.now)
 			}
-			stepOnce(t, m)
+			stepOnce(t, m, told)
+			told.check(t, m)
 		}
+		m.partial, m.ask = false, false
 		for range 100 {
 			for _, s := range m.subs {
 				if s.out != nil {
@@ -357,11 +451,15 @@ func FuzzStream(f *testing.F) {
 					_ = m.request(q, m.now)
 				}
 			}
-			if !stepOnce(t, m) {
+			if !stepOnce(t, m, told) {
 				break
 			}
+			told.check(t, m)
 		}
 		for _, s := range m.subs {
+			if len(s.open) > 0 || !s.rule.NeverRemove && slices.ContainsFunc(slices.Collect(maps.Keys(s.kept)), func(n string) bool { return s.extra[n] == nil }) {
+				t.Errorf("%s: notes stay: open %v, kept %v", s.rule.URL, s.open, s.kept)
+			}
 			m.holds().layers.each(s.rule.URL, s.touch)
 			s.each(func(n string, _ *Resource) { s.touch(n) })
 			if d := m.diff(s, false); s.asked && (!d.empty() || s.owe) || s.out != nil {
@@ -371,13 +469,21 @@ func FuzzStream(f *testing.F) {
 	})
 }
 
-// stepOnce says whether something was sent.
-func stepOnce(t *testing.T, m *machine) bool {
+// stepOnce says whether something was sent. Of what is asked for beyond the groups, there is b.
+func stepOnce(t *testing.T, m *machine, told ledger) bool {
 	before := map[string]*message{}
 	for _, s := range m.subs {
 		before[s.rule.URL] = s.out
 	}
-	sent := m.step().send
+	next := m.step()
+	for len(next.ask) > 0 {
+		for typeURL, names := range next.ask {
+			m.sub(typeURL).answer(names, []Resource{named("b@9")})
+		}
+		more := m.step()
+		next.send, next.ask = append(next.send, more.send...), more.ask
+	}
+	sent := next.send
 	for _, r := range sent {
 		s := m.sub(r.typeURL)
 		if before[r.typeURL] != nil {
@@ -389,6 +495,7 @@ func stepOnce(t *testing.T, m *machine) bool {
 				t.Errorf("%s: %s was not asked for", r.typeURL, res.Name)
 			}
 		}
+		told.response(r)
 	}
 	if again := m.step().send; len(again) > 0 {
 		t.Errorf("%d more responses in a second step", len(again))

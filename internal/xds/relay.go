@@ -67,7 +67,7 @@ func (r *Relay) requests(f *form, down grpc.ServerStream, up grpc.ClientStream, 
 			_ = up.CloseSend() // never fails
 			return
 		}
-		q, err := brief.parseRequest(in.data, 0)
+		q, err := brief.parseRequest(in.data, 0, nil)
 		answers := err == nil && open.answer(q.typeURL, q.nonce)
 		if up.SendMsg(&in) != nil {
 			return

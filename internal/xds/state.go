@@ -55,6 +55,7 @@ type subscription struct {
 
 	base  layers
 	open  map[string]*Resource // told of names that are to be compared with what there is
+	most  int                  // that were in open since it was made
 	kept  map[string]*Resource // told of names that are compared, and left as they are
 	extra map[string]*Resource // what Session.Ask said of names that no group holds; nil: nothing
 	ahead map[string]struct{}  // sent of the type of ResendAfter to a client that had some, before it asked for this one
@@ -166,6 +167,7 @@ func (s *subscription) reopen(name string, told *Resource) {
 		s.open = map[string]*Resource{}
 	}
 	s.open[name] = told
+	s.most = max(s.most, len(s.open))
 }
 
 // keep leaves a name as it was told until something of it changes.
@@ -359,9 +361,10 @@ func (c *client) subscribe(s *subscription, l layers, q *request, first bool) {
 	for _, n := range add {
 		s.weigh(l, n)
 	}
-	if first {
+	switch {
+	case first:
 		s.names = c.names.of(add)
-	} else {
+	case len(add) > 0:
 		s.names = c.names.change(s.names, add, nil)
 	}
 	c.drop(s, q.drop)
@@ -431,7 +434,9 @@ func (c *client) replace(s *subscription, l layers, list []string, first bool) {
 			}
 		case !s.all:
 			s.forget(n)
-		default:
+		default: // it stays by the wildcard, unless only Session.Ask had it
+			s.touch(n)
+			delete(s.extra, n)
 			s.unweigh(n)
 		}
 	})
@@ -512,7 +517,7 @@ func (c *client) diff(s *subscription, canAsk bool) (d pending) {
 	compare := func(n string, have *Resource) {
 		want, unknown := s.want(l, n)
 		named := s.names.has(n)
-		if named && (want == nil || s.strange != nil) {
+		if _, counted := s.strange[n]; counted || named && want == nil {
 			s.weigh(l, n)
 		}
 		switch {
@@ -563,11 +568,23 @@ func (s *subscription) tell(set []*Resource, gone []string) {
 	for _, n := range gone {
 		s.tellNone(n)
 	}
-	if len(s.open) == 0 {
-		s.open = nil // an emptied map takes as much as when it was full
+}
+
+// few names are noted of most changes. A map of them is worth keeping for the next.
+const few = 8
+
+// tidy lets go of empty maps: one that was full takes as much as it did then.
+func (s *subscription) tidy() {
+	if len(s.open) == 0 && s.most > few {
+		s.open, s.most = nil, 0
 	}
-	if len(s.kept) == 0 {
-		s.kept = nil
+	for _, noted := range []*map[string]*Resource{&s.kept, &s.extra, &s.refused} {
+		if len(*noted) == 0 {
+			*noted = nil
+		}
+	}
+	if len(s.strange) == 0 {
+		s.strange = nil
 	}
 }
 
@@ -668,6 +685,9 @@ func (c *client) next(v view, canAsk bool, now time.Time, nonce func() string) (
 	}
 	if slices.ContainsFunc(todo, func(d due) bool { return !d.empty() }) {
 		out.again = c.patienceEnds(now)
+	}
+	for _, s := range c.subs {
+		s.tidy()
 	}
 	return out
 }

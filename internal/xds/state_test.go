@@ -2,6 +2,7 @@ package xds
 
 import (
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +23,8 @@ var testRules = []TypeRule{
 // machine runs a client of the state machine without a connection.
 type machine struct {
 	*client
-	groups  []*group
+	pool    []*group // that there are
+	groups  []*group // that the client holds
 	edits   *uint64
 	partial bool
 	own     *group
@@ -35,14 +37,26 @@ func newMachine(f *form, groups int) *machine {
 	table := newNameTable()
 	m := &machine{client: newClient(f, testRules, table), edits: new(uint64), now: time.Unix(1e9, 0)}
 	for range groups {
-		m.groups = append(m.groups, newGroup(table.hash))
+		m.pool = append(m.pool, newGroup(table.hash))
 	}
+	m.groups = m.pool
 	return m
 }
 
 func (m *machine) publish(layer int, ch Change) {
 	*m.edits++
-	m.groups[layer].apply(*m.edits, ch)
+	m.pool[layer].apply(*m.edits, ch)
+}
+
+// move gives the client other groups, in other order, one of which it may need.
+func (m *machine) move(rnd *rand.Rand) {
+	m.groups = slices.Clone(m.pool)
+	rnd.Shuffle(len(m.groups), func(i, j int) { m.groups[i], m.groups[j] = m.groups[j], m.groups[i] })
+	m.groups = m.groups[:1+rnd.IntN(len(m.groups))]
+	m.own = m.groups[rnd.IntN(len(m.groups))]
+	if rnd.IntN(2) == 0 {
+		m.own = nil
+	}
 }
 
 // holds returns what the client should hold now.

@@ -205,8 +205,8 @@ func tooMany(what string) error { return status.Error(codes.ResourceExhausted, "
 // read takes requests until the stream ends; it never waits for the client to take anything. hello gets the first; the
 // next is read when the stream is admitted.
 func (st *stream) read(ctx context.Context, hello chan<- *request, admitted <-chan struct{}) {
+	var in frame
 	for first := true; ; {
-		var in frame
 		if err := st.grpc.RecvMsg(&in); err != nil {
 			st.cancel(err)
 			return
@@ -231,7 +231,7 @@ func (st *stream) read(ctx context.Context, hello chan<- *request, admitted <-ch
 				return
 			}
 		}
-		q, err := st.client.form.parseRequest(in.data, st.mostNames())
+		q, err := st.client.form.parseRequest(in.data, st.mostNames(), st.server.o.Types)
 		in.data.Free()
 		if err == nil && q.typeURL != healthInfo {
 			err = st.take(q)
@@ -368,15 +368,16 @@ func (st *stream) poke() {
 func (st *stream) write(ctx context.Context) {
 	late := time.AfterFunc(st.server.o.WriteTimeout, func() { st.cancel(errLate) })
 	late.Stop()
+	out := &frame{}
 	for ctx.Err() == nil { // a stream that is ended is not told, on top, that what it held is gone
 		due, questions := st.due()
-		err := st.send(due.send, late)
+		err := st.send(due.send, out, late)
 		for typeURL, names := range due.ask {
 			st.ask(ctx, typeURL, names)
 		}
 		for _, q := range questions {
 			if err == nil {
-				err = st.reply(ctx, q, late)
+				err = st.reply(ctx, q, out, late)
 			}
 		}
 		if err != nil {
@@ -414,15 +415,16 @@ func (st *stream) due() (due step, questions []*request) {
 
 func (s *Server) newNonce() string { return strconv.FormatUint(s.nonce.Add(1), 36) }
 
-// send writes responses; late ends the stream of a client that does not take one.
-func (st *stream) send(messages []*message, late *time.Timer) error {
+// send writes responses as frames; late ends the stream of a client that does not take one.
+func (st *stream) send(messages []*message, out *frame, late *time.Timer) error {
 	for _, m := range messages {
-		data := st.client.form.encode(m)
+		out.data = st.client.form.encode(m)
 		st.server.sent.Add(1)
-		st.server.bytes.Add(uint64(data.Len()))
+		st.server.bytes.Add(uint64(out.data.Len()))
 		late.Reset(st.server.o.WriteTimeout)
-		err := st.grpc.SendMsg(&frame{data})
+		err := st.grpc.SendMsg(out)
 		late.Stop()
+		out.data = nil
 		if err != nil {
 			return err
 		}
@@ -446,7 +448,7 @@ func (st *stream) ask(ctx context.Context, typeURL string, names []string) {
 }
 
 // reply answers a question.
-func (st *stream) reply(ctx context.Context, q *request, late *time.Timer) error {
+func (st *stream) reply(ctx context.Context, q *request, out *frame, late *time.Timer) error {
 	m := &message{typeURL: q.typeURL, nonce: st.server.newNonce(), controlPlane: st.server.o.ControlPlane} // of no version
 	if st.session.Ask != nil {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -471,7 +473,7 @@ func (st *stream) reply(ctx context.Context, q *request, late *time.Timer) error
 	}
 	st.answered[q.typeURL] = &request{nonce: m.nonce, names: q.names, weight: q.weight}
 	st.mu.Unlock()
-	return st.send([]*message{m}, late)
+	return st.send([]*message{m}, out, late)
 }
 
 func (st *stream) status() ClientStatus {

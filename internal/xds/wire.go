@@ -2,9 +2,6 @@ package xds
 
 import (
 	"cmp"
-	"encoding/binary"
-	"io"
-	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -94,155 +91,205 @@ func brief(detail string) string {
 	return strings.ToValidUTF8(strings.Clone(detail[:min(len(detail), maxDetail)]), "?") // not all of it, which it would keep
 }
 
-// short returns a type or nonce: nobody has long ones, and a request waits with them for its answer.
-func short(b []byte) (string, error) {
-	if len(b) > maxText {
-		return "", errMalformed
-	}
-	return string(b), nil
-}
-
 // maxVersion bounds what is kept of a version that a client brings; ours are shorter.
 const maxVersion = 64
 
 // parseHello reads of a client's first request who it is and what type it asks for.
 func (f *form) parseHello(data mem.BufferSlice) (*request, error) {
 	q := &request{}
-	err := scan(data, func(field protowire.Number, value func() []byte) (err error) {
-		switch field {
+	s := scanner{r: data.Reader()}
+	defer s.r.Close()
+	for s.next() {
+		switch s.field {
 		case f.node:
-			q.node = append(q.node, value()...) // repeated, a message's bytes concatenate
+			q.node = append(q.node, s.value()...) // repeated, a message's bytes concatenate
 			if q.node == nil {
 				q.node = []byte{}
 			}
 		case f.typeURL:
-			q.typeURL, err = short(value())
+			q.typeURL = s.short(nil)
 		}
-		return err
-	})
-	return q, err
+	}
+	return q, s.err
 }
 
 // parseRequest reads a request, but for its node, with at most maxNames names of a kind; a version that no server of ours gave
-// counts as unknown. Of its strings only the text of a rejection is
-// checked for UTF-8.
-func (f *form) parseRequest(data mem.BufferSlice, maxNames int) (*request, error) {
+// counts as unknown. Of its strings only the text of a rejection is checked for UTF-8. Of rules it borrows the type.
+func (f *form) parseRequest(data mem.BufferSlice, maxNames int, rules []TypeRule) (*request, error) {
 	q := &request{}
-	err := scan(data, func(field protowire.Number, value func() []byte) (err error) {
-		switch field {
+	s := scanner{r: data.Reader()}
+	defer s.r.Close()
+	for s.next() {
+		switch s.field {
 		case f.version:
-			q.brings = len(value()) > 0
+			q.brings = s.size > 0
 		case f.typeURL:
-			q.typeURL, err = short(value())
+			q.typeURL = s.short(rules)
 		case f.nonce:
-			q.nonce, err = short(value())
+			q.nonce = s.short(nil)
 		case f.names:
-			q.names = append(q.names, string(value()))
+			q.names = append(q.names, s.text())
 		case f.drop:
-			q.drop = append(q.drop, string(value()))
+			q.drop = append(q.drop, s.text())
 		case f.held:
-			pair, err := stringFields(value(), 1, 2)
-			if err != nil {
-				return err
-			}
 			if q.held == nil {
 				q.held = map[string]string{}
 			}
-			if len(pair[1]) > maxVersion {
-				pair[1] = unknown
+			name, version := s.pair(1, 2)
+			if len(version) > maxVersion {
+				version = unknown
 			}
-			q.held[pair[0]] = pair[1]
+			q.held[name] = version
 		case f.err:
-			detail, err := stringFields(value(), 2)
-			if err != nil {
-				return err
-			}
+			detail, _ := s.pair(2, 2)
 			q.nack = true
-			q.detail = cmp.Or(brief(detail[0]), q.detail)
+			q.detail = cmp.Or(brief(detail), q.detail)
 		}
 		if max(len(q.names), len(q.drop), len(q.held)) > maxNames {
-			return errNames
+			return q, errNames
 		}
-		return err
-	})
-	return q, err
+	}
+	return q, s.err
 }
 
 // parseResponse reads type and nonce, which both forms keep in the same fields.
 func parseResponse(data mem.BufferSlice) (typeURL, nonce string, err error) {
-	err = scan(data, func(field protowire.Number, value func() []byte) error {
-		switch field {
+	s := scanner{r: data.Reader()}
+	defer s.r.Close()
+	for s.next() {
+		switch s.field {
 		case 4:
-			typeURL = string(value())
+			typeURL = s.text()
 		case 5:
-			nonce = string(value())
+			nonce = s.text()
 		}
-		return nil
-	})
-	return typeURL, nonce, err
+	}
+	return typeURL, nonce, s.err
 }
 
-// stringFields returns the string fields of a small message.
-func stringFields(b []byte, want ...protowire.Number) ([]string, error) {
-	out := make([]string, len(want))
-	err := fields(b, func(field protowire.Number, v []byte) {
-		if i := slices.Index(want, field); i >= 0 {
-			out[i] = string(v)
-		}
-	})
-	return out, err
+// scanner visits the length-delimited fields of a message. A value is read, once, only if it is asked for.
+type scanner struct {
+	r     *mem.Reader
+	field protowire.Number
+	size  int // of the field's value
+	err   error
+
+	left   int // of the message behind the value
+	groups int // open ones; their fields are skipped
+	room   [128]byte
 }
 
-// scan visits the length-delimited fields of a message; only those whose value is called for are read.
-func scan(data mem.BufferSlice, visit func(field protowire.Number, value func() []byte) error) error {
-	r := data.Reader()
-	defer r.Close()
-	groups := 0 // open ones; their fields are skipped
-	for r.Remaining() > 0 {
-		tag, err := binary.ReadUvarint(r)
-		if err != nil {
-			return errMalformed
-		}
-		field, kind := protowire.DecodeTag(tag)
+// next goes to the next field; false at the end, or with err.
+func (s *scanner) next() bool {
+	if s.field != 0 {
+		s.skip(s.r.Remaining() - s.left)
+	}
+	for s.err == nil && s.r.Remaining() > 0 {
+		field, kind := protowire.DecodeTag(s.varint())
 		size := uint64(0)
 		switch kind {
 		case protowire.VarintType:
-			_, err = binary.ReadUvarint(r)
+			s.varint()
 		case protowire.Fixed32Type:
 			size = 4
 		case protowire.Fixed64Type:
 			size = 8
 		case protowire.BytesType:
-			size, err = binary.ReadUvarint(r)
+			size = s.varint()
 		case protowire.StartGroupType:
-			groups++
+			s.groups++
 		case protowire.EndGroupType:
-			groups--
+			s.groups--
 		default:
-			err = errMalformed
+			s.err = errMalformed
 		}
-		if err != nil || field < protowire.MinValidNumber || groups < 0 || size > uint64(r.Remaining()) {
-			return errMalformed
+		if s.err != nil || field < protowire.MinValidNumber || s.groups < 0 || size > uint64(s.r.Remaining()) {
+			s.err = errMalformed
+			return false
 		}
-		end := r.Remaining() - int(size)
-		if kind == protowire.BytesType && groups == 0 {
-			err = visit(field, func() []byte {
-				b := make([]byte, size)
-				_, _ = io.ReadFull(r, b) // size was checked
-				return b
-			})
-			if err != nil {
-				return err
+		if kind == protowire.BytesType && s.groups == 0 {
+			s.field, s.size, s.left = field, int(size), s.r.Remaining()-int(size)
+			return true
+		}
+		s.skip(int(size))
+	}
+	if s.err == nil && s.groups != 0 {
+		s.err = errMalformed
+	}
+	return false
+}
+
+func (s *scanner) skip(n int) {
+	if _, err := s.r.Discard(n); err != nil {
+		s.err = errMalformed
+	}
+}
+
+func (s *scanner) varint() (v uint64) {
+	for shift := 0; shift < 64; shift += 7 {
+		b, err := s.r.ReadByte()
+		if err != nil {
+			break
+		}
+		if v |= uint64(b&0x7f) << shift; b < 0x80 {
+			if shift == 63 && b > 1 {
+				break
 			}
-		}
-		if _, err := r.Discard(r.Remaining() - end); err != nil {
-			return errMalformed
+			return v
 		}
 	}
-	if groups != 0 {
-		return errMalformed
+	s.err = errMalformed
+	return 0
+}
+
+// value returns the value's bytes.
+func (s *scanner) value() []byte {
+	b := make([]byte, s.size)
+	_, _ = s.r.Read(b) // size was checked
+	return b
+}
+
+// brief returns them in room if there is enough.
+func (s *scanner) brief() []byte {
+	if s.size > len(s.room) {
+		return s.value()
 	}
-	return nil
+	_, _ = s.r.Read(s.room[:s.size])
+	return s.room[:s.size]
+}
+
+func (s *scanner) text() string { return string(s.brief()) }
+
+// short returns a type, one of rules' if it is there, or a nonce: nobody has long ones, and a request waits with them for its
+// answer.
+func (s *scanner) short(rules []TypeRule) string {
+	if s.size > maxText {
+		s.err = errMalformed
+		return ""
+	}
+	b := s.brief()
+	for i := range rules {
+		if rules[i].URL == string(b) {
+			return rules[i].URL
+		}
+	}
+	return string(b)
+}
+
+// pair returns two string fields of a small message.
+func (s *scanner) pair(one, two protowire.Number) (a, b string) {
+	err := fields(s.value(), func(field protowire.Number, v []byte) {
+		if field == one {
+			a = string(v)
+		}
+		if field == two {
+			b = string(v)
+		}
+	})
+	if err != nil {
+		s.err = err
+	}
+	return a, b
 }
 
 // message is a response before it is encoded.

@@ -135,7 +135,7 @@ func TestBrief(t *testing.T) {
 func TestRequestMemory(t *testing.T) {
 	long := strings.Repeat("x", 900<<10)
 	parse := func(f *form, m proto.Message) (*request, error) {
-		return f.parseRequest(mem.BufferSlice{mem.SliceBuffer(must(proto.Marshal(m)))}, 10)
+		return f.parseRequest(mem.BufferSlice{mem.SliceBuffer(must(proto.Marshal(m)))}, 10, nil)
 	}
 	for what, m := range map[string]*discoveryv3.DeltaDiscoveryRequest{"type": {TypeUrl: long}, "nonce": {ResponseNonce: long}} {
 		if _, err := parse(deltaForm, m); err != errMalformed {
@@ -183,7 +183,7 @@ func check(t *testing.T, f *form, b []byte, want *request) {
 	}
 	half := len(b) / 2
 	data := mem.BufferSlice{mem.SliceBuffer(b[:half]), mem.SliceBuffer(b[half:])}
-	got, err := f.parseRequest(data, len(b))
+	got, err := f.parseRequest(data, len(b), nil)
 	hello, errHello := f.parseHello(data)
 	if err != nil || errHello != nil {
 		t.Fatalf("proto takes what is not taken here: %v, %v", err, errHello)
@@ -206,7 +206,7 @@ func check(t *testing.T, f *form, b []byte, want *request) {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
 	if count := max(len(got.names), len(got.drop), len(got.held)); count > 0 {
-		if _, err := f.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, count-1); err != errNames {
+		if _, err := f.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, count-1, nil); err != errNames {
 			t.Fatalf("%d names within %d: %v", count, count-1, err)
 		}
 	}
@@ -224,7 +224,7 @@ func FuzzDeltaRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := &discoveryv3.DeltaDiscoveryRequest{}
 		if proto.Unmarshal(b, m) != nil {
-			_, _ = deltaForm.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, 10) // does not panic
+			_, _ = deltaForm.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, 10, nil) // does not panic
 			return
 		}
 		check(t, deltaForm, b, &request{
@@ -240,7 +240,7 @@ func FuzzStateOfTheWorldRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := &discoveryv3.DiscoveryRequest{}
 		if proto.Unmarshal(b, m) != nil {
-			_, _ = sotwForm.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, 10) // does not panic
+			_, _ = sotwForm.parseRequest(mem.BufferSlice{mem.SliceBuffer(b)}, 10, nil) // does not panic
 			return
 		}
 		check(t, sotwForm, b, &request{
