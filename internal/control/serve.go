@@ -43,19 +43,9 @@ func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, stream
 	if err != nil {
 		return fmt.Errorf("serve xDS and CA: %w", err)
 	}
-	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(&tls.Config{
-			GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
-		})),
-		xds.ServerCodec(),
-		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.MaxRecvMsgSize(maxRequest),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: keepAlive, Timeout: keepAliveWait,
-			MaxConnectionAge: p.MaxConnectionAge, MaxConnectionAgeGrace: ageGrace,
-		}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAlive / 2, PermitWithoutStream: true}),
-		grpc.ReadBufferSize(streamBuffer), grpc.WriteBufferSize(streamBuffer),
-	)
+	server := grpc.NewServer(p.grpcOptions(&tls.Config{
+		GetCertificate: serving.GetCertificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
+	})...)
 	streams.Register(server)
 	ca.Register(server)
 	p.tasks.Go(func() error {
@@ -70,6 +60,19 @@ func (p *plane) serveGRPC(ctx context.Context, serving *identity.Serving, stream
 		return nil
 	})
 	return nil
+}
+
+func (o Options) grpcOptions(config *tls.Config) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.Creds(credentials.NewTLS(config)), xds.ServerCodec(),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders), grpc.MaxRecvMsgSize(maxRequest),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: keepAlive, Timeout: keepAliveWait,
+			MaxConnectionAge: o.MaxConnectionAge, MaxConnectionAgeGrace: ageGrace,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepAlive / 2, PermitWithoutStream: true}),
+		grpc.ReadBufferSize(streamBuffer), grpc.WriteBufferSize(streamBuffer),
+	}
 }
 
 func (p *plane) serveWebhooks(ctx context.Context, serving *identity.Serving, webhooks http.Handler) error {

@@ -34,7 +34,7 @@ type crowd struct {
 	ask     mem.BufferSlice // the request of assignments
 }
 
-func newCrowd(ctx context.Context, services, clients int) *crowd {
+func newCrowd(ctx context.Context, services int) *crowd {
 	c := &crowd{ctx: ctx}
 	c.Server = NewServer(Options{
 		Types: []TypeRule{{URL: clusterURL, Wildcard: true, Order: 1}, {URL: assignmentURL, Order: 2, ResendAfter: clusterURL}},
@@ -43,7 +43,7 @@ func newCrowd(ctx context.Context, services, clients int) *crowd {
 				return &Session{Groups: func() ([]Group, Group) { return []Group{"all"}, "" }}, nil
 			}}, nil
 		},
-		MaxStreams: clients + 1,
+		MaxStreams: 1000,
 	})
 	for i := range services {
 		c.names = append(c.names, fmt.Sprintf("outbound|80||service-%d.shop.svc.cluster.local", i))
@@ -145,12 +145,12 @@ func heap() (inuse, stacks, mallocs uint64) {
 
 // TestClientCosts: what a client takes that has accepted all is the same at any number of services, and small.
 func TestClientCosts(t *testing.T) {
-	const clients, most = 150, 5000
+	const clients, most = 40, 5000
 	var costs []float64
 	for _, services := range []int{10, 1000, 10_000} { // with the first the runtime makes its goroutines, and reuses them
 		synctest.Test(t, func(t *testing.T) {
-			c := newCrowd(t.Context(), services, clients)
-			c.connect(1) // with it come the names that all ask for
+			c := newCrowd(t.Context(), services)
+			c.connect(10) // with them come the names that all ask for
 			synctest.Wait()
 			before, stacks, _ := heap()
 			c.connect(clients)
@@ -161,8 +161,9 @@ func TestClientCosts(t *testing.T) {
 			runtime.KeepAlive(c)
 		})
 	}
-	if few, many := costs[1], costs[2]; many > most || many > 1.1*few || few > 1.1*many {
-		t.Errorf("a client takes %.0f bytes with 1,000 services and %.0f with 10,000; want at most %d, and no more than a tenth between them", few, many, most)
+	// 9,000 services more are not to cost a bit each.
+	if few, many := costs[1], costs[2]; many > most || many-few > 1000 {
+		t.Errorf("a client takes %.0f bytes with 1,000 services and %.0f with 10,000; want at most %d, and the same", few, many, most)
 	}
 }
 
@@ -170,7 +171,7 @@ func TestClientCosts(t *testing.T) {
 func TestFlipAllocations(t *testing.T) {
 	const clients, flips, most = 200, 50, 12
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(t.Context(), 1000, clients)
+		c := newCrowd(t.Context(), 1000)
 		c.connect(clients)
 		versions := [2]Resource{}
 		for i := range versions {
@@ -195,7 +196,7 @@ func TestFlipAllocations(t *testing.T) {
 // TestPublishWaitsForNoStream: the graph's goroutine takes no lock of a stream.
 func TestPublishWaitsForNoStream(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	c := newCrowd(ctx, 3, 2)
+	c := newCrowd(ctx, 3)
 	c.connect(2)
 	c.mu.RLock()
 	streams := slices.Collect(maps.Keys(c.streams))

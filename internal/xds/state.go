@@ -632,7 +632,10 @@ type step struct {
 func (c *client) next(v view, canAsk bool, now time.Time, nonce func() string) (out step) {
 	c.pull(v)
 	var room [8]due // of as many types as there are, on the stack
-	todo := append(room[:0], make([]due, len(c.subs))...)
+	todo := room[:0]
+	for range c.subs {
+		todo = append(todo, due{})
+	}
 	calm := true
 	for i, s := range slices.Backward(c.subs) {
 		todo[i].last = calm
