@@ -119,8 +119,12 @@ func (p *pipe) SendMsg(m any) error {
 			p.nonce = append(p.nonce[:0], v...)
 		}
 	})
-	p.out <- struct{}{}
-	return nil
+	select {
+	case p.out <- struct{}{}:
+		return nil
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
 }
 
 // accept takes a response.

@@ -136,7 +136,7 @@ type Server struct {
 
 	marshalled, sent, bytes, refused atomic.Uint64
 
-	running sync.WaitGroup // handlers
+	running sync.WaitGroup // handlers, and what they started
 
 	mu      sync.RWMutex // guards the fields below; never held with a stream's
 	rev     string       // version of responses

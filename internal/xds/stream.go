@@ -88,12 +88,12 @@ func (s *Server) serve(f *form, g grpc.ServerStream) error {
 		return err
 	}
 	hello, admitted := make(chan *request, 1), make(chan struct{})
-	go st.read(ctx, hello, admitted) // ends with the stream, an instant after this function
+	s.running.Go(func() { st.read(ctx, hello, admitted) }) // ends with the stream, an instant after this function
 	if err := st.admit(ctx, admission, hello); err != nil {
 		return err
 	}
 	close(admitted)
-	go st.write(ctx) // as the reader
+	s.running.Go(func() { st.write(ctx) }) // as the reader
 	<-ctx.Done()
 	return ending(ctx)
 }
