@@ -7,7 +7,9 @@ import (
 )
 
 // resources are those of one type in a group, by name; one without body hides what earlier layers have.
-type resources = trie.Map[string, *Resource]
+type resources = trie.Map[string, Resource]
+
+func nameOf(r *Resource) string { return r.Name }
 
 // group is a Group: what it holds now, and the streams that hold it.
 type group struct {
@@ -44,13 +46,13 @@ func (g *group) apply(edit uint64, ch Change) (changed bool) {
 	at := slices.IndexFunc(g.tip.types, func(t typed) bool { return t.url == ch.Type })
 	if at < 0 {
 		at = len(g.tip.types)
-		g.tip.types = append(g.tip.types, typed{ch.Type, trie.New[string, *Resource](g.hash)})
+		g.tip.types = append(g.tip.types, typed{ch.Type, trie.New(g.hash, nameOf)})
 	}
 	held := &g.tip.types[at].resources
 	for _, r := range ch.Set { // each on its own: a pointer into the batch would keep all of it
 		old := held.Get(r.Name)
-		changed = changed || old == nil || old.Val.Version != r.Version
-		held.Put(edit, &trie.Row[string, *Resource]{Key: r.Name, Val: &r})
+		changed = changed || old == nil || old.Version != r.Version
+		held.Put(edit, &r)
 	}
 	for _, n := range ch.Remove {
 		if held.Get(n) != nil {
@@ -80,10 +82,7 @@ func (s *snapshot) of(typeURL string) resources {
 }
 
 func (s *snapshot) get(typeURL, name string) *Resource {
-	if row := s.of(typeURL).Get(name); row != nil {
-		return row.Val
-	}
-	return nil
+	return s.of(typeURL).Get(name)
 }
 
 // layers are what a client's groups held at one moment, in order; later ones win by name.
@@ -109,9 +108,9 @@ func (l layers) has(typeURL, name string) bool {
 // each visits once each name that a layer has.
 func (l layers) each(typeURL string, visit func(name string)) {
 	for i, s := range l {
-		s.of(typeURL).Each(func(row *trie.Row[string, *Resource]) {
-			if !l[i+1:].has(typeURL, row.Key) {
-				visit(row.Key)
+		s.of(typeURL).Each(func(r *Resource) {
+			if !l[i+1:].has(typeURL, r.Name) {
+				visit(r.Name)
 			}
 		})
 	}
@@ -120,7 +119,7 @@ func (l layers) each(typeURL string, visit func(name string)) {
 // changed visits the names of which l may hold something else than base, some of them twice. Of a group that is in both it
 // costs what has changed in it, of others all that they have.
 func (l layers) changed(base layers, typeURL string, visit func(name string)) {
-	all := func(s *snapshot) { s.of(typeURL).Each(func(row *trie.Row[string, *Resource]) { visit(row.Key) }) }
+	all := func(s *snapshot) { s.of(typeURL).Each(func(r *Resource) { visit(r.Name) }) }
 	for _, now := range l {
 		i := slices.IndexFunc(base, func(s *snapshot) bool { return s.group == now.group })
 		if i < 0 {

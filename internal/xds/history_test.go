@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/heddle-mesh/heddle/internal/trie"
 )
 
 // proxy is a model of a client that behaves as Envoy does: it applies what it accepts, rejects a response as a whole
@@ -262,9 +260,9 @@ func history(t *testing.T, f *form, rnd *rand.Rand) {
 	p.partial(false)
 	for _, typeURL := range []string{"cds", "eds", "lds", "rds"} { // what is bad is mended
 		for i, g := range p.m.pool {
-			g.tip.of(typeURL).Each(func(row *trie.Row[string, *Resource]) {
-				if bad(row.Val) {
-					publish(i, Change{Type: typeURL, Set: []Resource{named(row.Key + "@" + strings.TrimSuffix(row.Val.Version, "bad"))}})
+			g.tip.of(typeURL).Each(func(r *Resource) {
+				if bad(r) {
+					publish(i, Change{Type: typeURL, Set: []Resource{named(r.Name + "@" + strings.TrimSuffix(r.Version, "bad"))}})
 				}
 			})
 		}

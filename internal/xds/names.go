@@ -14,21 +14,21 @@ import (
 // names is a set of names that clients ask for. It does not change; nil is the empty set. Clients of one scope ask for the
 // same names: a nameTable gives them one set.
 type names struct {
-	set trie.Map[string, struct{}]
+	set trie.Map[string, string]
 	sum uint64 // of the names' hashes, in whatever order they came
 }
 
 func (n *names) has(name string) bool { return n != nil && n.set.Get(name) != nil }
 
-func (n *names) rows() trie.Map[string, struct{}] {
+func (n *names) rows() trie.Map[string, string] {
 	if n == nil {
-		return trie.Map[string, struct{}]{}
+		return trie.Map[string, string]{}
 	}
 	return n.set
 }
 
 func (n *names) each(visit func(string)) {
-	n.rows().Each(func(row *trie.Row[string, struct{}]) { visit(row.Key) })
+	n.rows().Each(func(name *string) { visit(*name) })
 }
 
 // diff visits the names that one of two sets has.
@@ -82,7 +82,7 @@ func (t *nameTable) of(list []string) *names {
 
 // change returns a set that has what n and add have, but for drop.
 func (t *nameTable) change(n *names, add, drop []string) *names {
-	out := &names{set: trie.New[string, struct{}](t.hash)}
+	out := &names{set: trie.New(t.hash, func(name *string) string { return *name })}
 	if n != nil {
 		*out = *n
 	}
@@ -91,7 +91,7 @@ func (t *nameTable) change(n *names, add, drop []string) *names {
 	for _, name := range add {
 		if !out.has(name) {
 			changed = true
-			out.set.Put(edit, &trie.Row[string, struct{}]{Key: name})
+			out.set.Put(edit, &name)
 			out.sum += t.hash(name)
 		}
 	}
