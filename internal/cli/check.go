@@ -190,6 +190,7 @@ func (s snapshot) check(limit scope) []finding {
 	found.members(s.namespaces, meshes, owner)
 	found.overlaps(meshes)
 	s.checkWorkloads(owner, &found)
+	s.checkLeavers(owner, &found)
 	s.checkObjects(owner, &found)
 	slices.SortStableFunc(found.all, func(a, b finding) int {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
@@ -266,7 +267,7 @@ func (s snapshot) checkWorkloads(owner map[string]membership, found *found) {
 	injectors := s.injectors()
 	for i := range s.pods {
 		pod := &s.pods[i]
-		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || !pod.DeletionTimestamp.IsZero() {
+		if !live(pod) {
 			continue
 		}
 		has := injectedBy(pod)
@@ -421,6 +422,7 @@ root certificate and a token audience of their own. Powers that reach across mes
   - the operator may read Namespaces and Pods, and write Deployments, Services, ServiceAccounts, ConfigMaps, autoscalers and disruption budgets anywhere,
     and webhook configurations; it binds the heddle-mesh-* roles, and asks the API server what others may do (SubjectAccessReviews)
   - who may label Namespaces and is granted "enroll" on an Istio (kubectl auth can-i enroll istios.sailoperator.io/NAME) moves namespaces into that mesh
+  - a port that lets plain text in (as without a PeerAuthentication of mode STRICT) may be called by every pod of the cluster, of whatever mesh
   - one set of custom resource definitions serves all meshes
   - no node agent is shared: redirection is set up by each pod's own init container
 `

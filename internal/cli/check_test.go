@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -153,6 +154,59 @@ func TestCheck(t *testing.T) {
 				head, part, _ := strings.Cut(c.want[i], ": ")
 				if f.Object+" "+f.Reason != head || !strings.Contains(f.Message, part) {
 					t.Errorf("found %+v, want %q", f, c.want[i])
+				}
+			}
+		})
+	}
+}
+
+// A namespace that left may still call in plain text where that is let in: check says so, once for the mesh.
+func TestCheckLeavers(t *testing.T) {
+	policy := func(ns, spec string) object {
+		return object{"PeerAuthentication", ns, "p", "", []byte(`{"metadata":{"name":"p","namespace":"` + ns + `"},"spec":` + spec + `}`)}
+	}
+	left := func(s *snapshot) {
+		s.memberships = append(s.memberships, member("sys-1", "app-3", heddlev1alpha1.Member))
+		s.pods = append(s.pods, pod("app-3", "stays", "mesh-1", "app", "x"), pod("gone", "g1", "mesh-1"), pod("gone", "g2", "mesh-1"))
+	}
+	strict := policy("sys-1", `{"mtls":{"mode":"STRICT"}}`)
+	for _, c := range []struct {
+		name string
+		edit func(*snapshot)
+		want string // a part of the message; empty: not found
+	}{
+		{"nobody left", func(s *snapshot) { s.pods = s.pods[:4] }, ""},
+		{"no policy", func(*snapshot) {}, "(gone) are refused by mutual TLS, but may call like anybody where plain text is let in: in app-1; app-3; a PeerAuthentication of mode STRICT in namespace sys-1"},
+		{"strict", func(s *snapshot) { s.objects = []object{strict} }, ""},
+		{"strict, but for one namespace", func(s *snapshot) {
+			s.objects = []object{strict, policy("app-3", `{"mtls":{"mode":"PERMISSIVE"}}`)}
+		}, "is let in: in app-3; a Peer"},
+		{"strict, but for one port", func(s *snapshot) {
+			s.objects = []object{strict, policy("app-3", `{"selector":{"matchLabels":{"app":"x"}},"portLevelMtls":{"8080":{"mode":"DISABLE"}}}`)}
+		}, "is let in: in app-3; a Peer"},
+		{"strict, but for workloads that are not there", func(s *snapshot) {
+			s.objects = []object{strict, policy("app-3", `{"selector":{"matchLabels":{"app":"y"}},"mtls":{"mode":"DISABLE"}}`)}
+		}, ""},
+		{"strict, and what can't be read", func(s *snapshot) { s.objects = []object{strict, policy("app-3", `{"mtls":{"mode":"STRICKT"}}`)} }, ""},
+		{"another revision's policy", func(s *snapshot) {
+			other := policy("app-3", `{"mtls":{"mode":"DISABLE"}}`)
+			other.revision = "istio-of-old"
+			s.objects = []object{strict, other}
+		}, ""},
+		{"the pods that left have ended", func(s *snapshot) {
+			for i := range s.pods[5:] {
+				s.pods[5+i].Status.Phase = corev1.PodSucceeded
+			}
+		}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := world()
+			left(&s)
+			c.edit(&s)
+			for _, limit := range []scope{{}, ofMesh("mesh-1")} {
+				said := slices.DeleteFunc(s.check(limit), func(f finding) bool { return f.Reason != "PlainTextFromLeavers" })
+				if len(said) > 1 || len(said) == 1 != (c.want != "") || len(said) == 1 && !strings.Contains(said[0].Message, c.want) {
+					t.Errorf("limited to %v: %+v", limit, said)
 				}
 			}
 		})
@@ -334,11 +388,11 @@ func TestCheckScope(t *testing.T) {
 		limit scope
 		want  string
 	}{
-		{ofMesh("mesh-1"), "Istio mesh-1 IstiodNotReady; Namespace plain NotAMember; Pod app-1/old RestartNeeded; Pod app-2/moved RestartNeeded"},
+		{ofMesh("mesh-1"), "Istio mesh-1 IstiodNotReady; Istio mesh-1 PlainTextFromLeavers; Namespace plain NotAMember; Pod app-1/old RestartNeeded; Pod app-2/moved RestartNeeded"},
 		{ofMesh("mesh-2"), "Istio mesh-2 NotObserved; Istio mesh-2 SystemNamespaceNotSelected; Pod app-2/moved RestartNeeded"},
-		{scope{namespace: "app-1"}, "Pod app-1/old RestartNeeded"},
+		{scope{namespace: "app-1"}, "Istio mesh-1 PlainTextFromLeavers; Pod app-1/old RestartNeeded"},
 		{scope{namespace: "sys-2"}, "Istio mesh-2 SystemNamespaceNotSelected"},
-		{scope{[]string{"mesh-1"}, "app-2"}, "Pod app-2/moved RestartNeeded"},
+		{scope{[]string{"mesh-1"}, "app-2"}, "Istio mesh-1 PlainTextFromLeavers; Pod app-2/moved RestartNeeded"},
 		{scope{[]string{"mesh-2"}, "app-1"}, ""},
 	} {
 		var got []string

@@ -52,8 +52,10 @@ func newRegion(namespaces, services, pods int) *city {
 	g := graph.New(graph.Options{})
 	c := &city{graph: g, namespaces: namespaces, pods: pods, Pipeline: NewPipeline(g, Options{Mesh: "a", Namespace: "istio-system", Cluster: "c1"})}
 	g.OnPublish(func(graph.Rev) { c.published = c.Changes() })
+	c.Roots.Set("a", testRoot())
 	for i := range namespaces {
 		ns := fmt.Sprintf("n%d", i)
+		c.Trusted.Set(mesh.ObjectKey{Cluster: "c1", Name: ns}, struct{}{})
 		c.Memberships.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "istio-system", Name: ns}, &heddlev1alpha1.Membership{
 			Spec: heddlev1alpha1.MembershipSpec{Namespace: ns, Phase: heddlev1alpha1.Member},
 		})

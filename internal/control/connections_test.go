@@ -50,7 +50,7 @@ func TestConnectionCosts(t *testing.T) {
 }
 
 func connectionCost(t *testing.T, services, clients int) (heap, stacks int) {
-	server := xds.NewServer(xds.Options{Types: served, Admit: func(context.Context) (xds.Admission, error) {
+	server := xds.NewServer(xds.Options{Types: pushOrder, Admit: func(context.Context) (xds.Admission, error) {
 		return xds.Admission{Enter: func(xds.Hello) (*xds.Session, error) {
 			return &xds.Session{Groups: func() ([]xds.Group, xds.Group) { return []xds.Group{"all"}, "" }}, nil
 		}}, nil
@@ -65,9 +65,9 @@ func connectionCost(t *testing.T, services, clients int) (heap, stacks int) {
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	g := grpc.NewServer(Options{}.grpcOptions(&tls.Config{Certificates: []tls.Certificate{selfSigned()}, NextProtos: []string{"h2"}})...)
 	server.Register(g)
-	served := make(chan error)
-	go func() { served <- g.Serve(l) }()
-	defer func() { g.Stop(); <-served }()
+	pushOrder := make(chan error)
+	go func() { pushOrder <- g.Serve(l) }()
+	defer func() { g.Stop(); <-pushOrder }()
 
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestConnectionCosts$", "-test.v")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d", clientsOf, l.Addr(), services, clients))

@@ -153,6 +153,7 @@ func (p *plane) start(ctx context.Context) error {
 	g := graph.New(graph.Options{Log: p.Log})
 	pipeline := NewPipeline(g, p.Options)
 	config.feed(pipeline.Sources)
+	pipeline.Roots.Set(p.Mesh, authority.Roots())
 
 	var server *xds.Server
 	members := newMembers(ctx, p.Log, p.cluster, g, pipeline.Sources, authority.Roots(), func(k mesh.NamespaceKey) {

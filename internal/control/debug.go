@@ -119,7 +119,7 @@ func syncStatus(c xds.ClientStatus) *statusv3.ClientConfig {
 		"ISTIO_VERSION": structpb.NewStringValue(meta.version),
 	}
 	out := &statusv3.ClientConfig{Node: &corev3.Node{Id: meta.name(), Metadata: &structpb.Struct{Fields: fields}}}
-	for _, t := range c.Types {
+	for _, t := range withTrust(c.Types) {
 		x := &statusv3.ClientConfig_GenericXdsConfig{TypeUrl: t.URL, ConfigStatus: configStatus[t.Sync]}
 		if !t.Updated.IsZero() {
 			x.LastUpdated = timestamppb.New(t.Updated)
@@ -128,6 +128,26 @@ func syncStatus(c xds.ClientStatus) *statusv3.ClientConfig {
 			x.ErrorState = &adminv3.UpdateFailureState{Details: t.Error, LastUpdateAttempt: timestamppb.New(t.ErrorAt)}
 		}
 		out.GenericXdsConfigs = append(out.GenericXdsConfigs, x)
+	}
+	return out
+}
+
+// withTrust counts the secret of whom listeners let in as a part of the listeners: tools print a column for each type, and the
+// sidecars that their documents show have none of secrets.
+func withTrust(types []xds.TypeStatus) []xds.TypeStatus {
+	var out []xds.TypeStatus
+	var trust xds.TypeStatus
+	for _, t := range types {
+		if t.URL == secretType {
+			trust = t
+		} else {
+			out = append(out, t)
+		}
+	}
+	for i := range out {
+		if l := &out[i]; l.URL == listenerType && trust.Sync > l.Sync {
+			l.Sync, l.Error, l.ErrorAt = trust.Sync, trust.Error, trust.ErrorAt
+		}
 	}
 	return out
 }

@@ -212,6 +212,29 @@ func TestSyncStatus(t *testing.T) {
 	}
 }
 
+// Whom listeners let in counts as a part of them: tools know no column for it.
+func TestSyncStatusOfTrust(t *testing.T) {
+	for _, form := range xdstest.Forms {
+		t.Run(form.String(), func(t *testing.T) {
+			h := newHall(t)
+			c := h.proxy(t, form, "cart-1")
+			check(t, c.Ack(subscribe(t, c, listenerType)))
+			trust := subscribe(t, c, secretType, "heddle/members")
+			h.want(t, map[string]string{"Listener": "STALE"})
+			check(t, c.Ack(trust))
+			clusters := subscribe(t, c, clusterType) // the answer says that the server has read what came before
+			h.want(t, map[string]string{"Cluster": "STALE", "Listener": "SYNCED"})
+			check(t, c.Ack(clusters))
+			h.Trusted.Set(mesh.ObjectKey{Cluster: "c1", Name: "new"}, struct{}{})
+			check(t, c.Nack(next(t, c), "no such name"))
+			if r := <-h.rejected; r.typeURL != secretType || r.detail != "no such name" {
+				t.Errorf("told of %+v", r)
+			}
+			h.want(t, map[string]string{"Cluster": "SYNCED", "Listener": "ERROR"})
+		})
+	}
+}
+
 // statuses asks as istioctl does: by type, for the one proxy.
 func (h *hall) statuses(t *testing.T) map[string]string {
 	t.Helper()

@@ -68,6 +68,7 @@ type lab struct {
 	*Pipeline
 	graph          *graph.Graph
 	server         *xds.Server
+	authority      *identity.Authority
 	debug          *debug
 	hub            *meshtest.Pod // where the plane listens, without a sidecar
 	client, target *meshtest.Pod
@@ -97,12 +98,6 @@ type labMembers struct{}
 
 func (labMembers) Member(_ mesh.ClusterID, namespace string) bool { return namespace == "shop" }
 
-// labStore keeps no root: the lab's dies with it.
-type labStore struct{}
-
-func (labStore) Load(context.Context) (map[string][]byte, error) { return nil, nil }
-func (labStore) Create(context.Context, map[string][]byte) error { return nil }
-
 func newLab(t *testing.T, delta bool) *lab {
 	t.Helper()
 	network, hub := meshtest.NewNetwork(t)
@@ -111,10 +106,12 @@ func newLab(t *testing.T, delta bool) *lab {
 	options := Options{Mesh: "a", Namespace: labSystem, Revision: "default", Cluster: labCluster, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	l.graph = graph.New(graph.Options{Log: options.Log, Strict: true})
 	l.Pipeline = NewPipeline(l.graph, options)
-	authority, err := identity.Open(t.Context(), nil, labStore{}, mesh.DefaultTrustDomain, time.Now())
+	authority, err := identity.Open(t.Context(), nil, noStore{}, mesh.DefaultTrustDomain, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.authority = authority
+	l.Roots.Set("a", authority.Roots())
 	pods := newPods(l.Pipeline)
 	gate := &identity.Gate{
 		Audience: "heddle.dev/" + labSystem + "/a", RootNamespace: labSystem, TrustDomain: mesh.DefaultTrustDomain, Home: labCluster,

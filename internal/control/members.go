@@ -210,6 +210,11 @@ func (m *members) update(namespace string, obj *heddlev1alpha1.Membership) {
 		m.wg.Go(e.run)
 	}
 	e.latest = obj
+	if obj != nil && joins(obj.Spec.Phase) { // as Member says: with the first certificate, not with the last watch
+		m.sources.Trusted.Set(e.key(), struct{}{})
+	} else {
+		m.sources.Trusted.Delete(e.key())
+	}
 	e.awaitLocked()
 	close(m.changed)
 	m.changed = make(chan struct{})

@@ -29,6 +29,8 @@ type Sources struct {
 	Pods                *graph.Source[mesh.ObjectKey, *corev1.Pod]
 	PeerAuthentications *graph.Source[mesh.ObjectKey, *securityv1.PeerAuthentication]
 	DestinationRules    *graph.Source[mesh.ObjectKey, *networkingv1.DestinationRule]
+	Roots               *graph.Source[mesh.ID, string]          // the bundle that workloads trust, in PEM
+	Trusted             *graph.Source[mesh.ObjectKey, struct{}] // namespaces whose workloads have certificates that count
 }
 
 // Pipeline translates the objects of one mesh into what its proxies hold.
@@ -66,6 +68,8 @@ func NewPipeline(g *graph.Graph, o Options) *Pipeline {
 		Pods:                graph.NewSource[mesh.ObjectKey, *corev1.Pod](g, "source.pods", same),
 		PeerAuthentications: graph.NewSource[mesh.ObjectKey, *securityv1.PeerAuthentication](g, "source.peerauthentications", same),
 		DestinationRules:    graph.NewSource[mesh.ObjectKey, *networkingv1.DestinationRule](g, "source.destinationrules", same),
+		Roots:               graph.NewSource[mesh.ID, string](g, "source.roots", nil),
+		Trusted:             graph.NewSource[mesh.ObjectKey, struct{}](g, "source.trusted", nil),
 	}
 	p.presence.source = graph.NewSource[mesh.WorkloadKey, resolve.Client](g, "source.clients", nil)
 	p.records(g)
@@ -73,6 +77,7 @@ func NewPipeline(g *graph.Graph, o Options) *Pipeline {
 	p.listeners(g)
 	p.routes(g)
 	p.sides(g)
+	p.trust(g)
 	return p
 }
 

@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,12 +36,14 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/graph"
+	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/meshtest"
 	"github.com/heddle-mesh/heddle/internal/resolve"
@@ -68,6 +72,21 @@ func (h held) apply(changes []xds.Change) {
 	}
 }
 
+// noStore keeps no root: that of a test dies with it.
+type noStore struct{}
+
+func (noStore) Load(context.Context) (map[string][]byte, error) { return nil, nil }
+func (noStore) Create(context.Context, map[string][]byte) error { return nil }
+
+// testRoot is the root of all worlds.
+var testRoot = sync.OnceValue(func() string {
+	a, err := identity.Open(context.Background(), nil, noStore{}, mesh.DefaultTrustDomain, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return a.Roots()
+})
+
 // world is a mesh fed by hand.
 type world struct {
 	*Pipeline
@@ -86,6 +105,7 @@ func (w *world) in(c mesh.ClusterID) *world {
 func newWorld(id mesh.ID) *world {
 	g := graph.New(graph.Options{Strict: true, Workers: 2})
 	w := &world{graph: g, held: held{}, cluster: "c1", Pipeline: NewPipeline(g, Options{Mesh: id, Namespace: "istio-system", Revision: "default", Cluster: "c1"})}
+	w.Roots.Set(id, testRoot())
 	g.OnPublish(func(graph.Rev) {
 		w.held.apply(w.Changes())
 		w.Moved()
@@ -105,6 +125,11 @@ func (w *world) set(o metav1.Object, remove bool) {
 	switch o := o.(type) {
 	case *heddlev1alpha1.Membership:
 		stage(w.Memberships, w.cluster, o, remove)
+		if k := (mesh.ObjectKey{Cluster: w.cluster, Name: o.Spec.Namespace}); remove || !joins(o.Spec.Phase) {
+			w.Trusted.Delete(k)
+		} else {
+			w.Trusted.Set(k, struct{}{})
+		}
 	case *corev1.Node:
 		stage(w.Nodes, w.cluster, o, remove)
 	case *corev1.Service:
@@ -152,7 +177,7 @@ func (w *world) connect(namespace, pod string, addresses ...string) mesh.Workloa
 
 // holds returns by type what a connected proxy holds.
 func (w *world) holds(k mesh.WorkloadKey) map[string]map[string]xds.Resource {
-	out := map[string]map[string]xds.Resource{clusterType: {}, assignmentType: {}, listenerType: {}, routeType: {}}
+	out := map[string]map[string]xds.Resource{clusterType: {}, assignmentType: {}, listenerType: {}, routeType: {}, secretType: {}}
 	groups, _ := w.Groups(k)
 	for _, g := range groups {
 		for typ, resources := range w.held[g] {
@@ -241,7 +266,7 @@ func TestTranslate(t *testing.T) {
 func messages(t *testing.T, held map[string]map[string]xds.Resource) []proto.Message {
 	t.Helper()
 	var out []proto.Message
-	for _, typ := range []string{clusterType, assignmentType, listenerType, routeType} {
+	for _, typ := range []string{clusterType, assignmentType, listenerType, routeType, secretType} {
 		for _, name := range sortedNames(held[typ]) {
 			m, err := held[typ][name].Any().UnmarshalNew()
 			if err != nil {
@@ -330,6 +355,7 @@ var views = map[string]func(*testing.T, *world, map[string]map[string]xds.Resour
 	"tls":      tlsView,
 	"secured":  securedView,
 	"hosts":    hostsView,
+	"trust":    trustView,
 	"chains":   chainsView,
 	"chain": func(t *testing.T, _ *world, held map[string]map[string]xds.Resource, name string) string {
 		name, number, _ := strings.Cut(name, " ")
@@ -354,7 +380,7 @@ var views = map[string]func(*testing.T, *world, map[string]map[string]xds.Resour
 // names prints all that the client holds, with what each was made from.
 func names(_ *testing.T, _ *world, held map[string]map[string]xds.Resource, _ string) string {
 	var b strings.Builder
-	for _, typ := range []string{clusterType, assignmentType, listenerType, routeType} {
+	for _, typ := range []string{clusterType, assignmentType, listenerType, routeType, secretType} {
 		for _, name := range sortedNames(held[typ]) {
 			fmt.Fprintf(&b, "%s %s  (%s)\n", short(typ), name, held[typ][name].Origin)
 		}
@@ -443,6 +469,27 @@ func securedView(t *testing.T, _ *world, held map[string]map[string]xds.Resource
 		out += " " + n.GetMatcher().GetExact()
 	}
 	return out + "\n"
+}
+
+// trustView prints whom the client lets in, a line for each.
+func trustView(t *testing.T, _ *world, held map[string]map[string]xds.Resource, name string) string {
+	t.Helper()
+	v := open(t, held[secretType][name], &tlsv3.Secret{}).GetValidationContext()
+	out := "under another root\n"
+	if string(v.GetTrustedCa().GetInlineBytes()) == testRoot() {
+		out = "under the mesh's root\n"
+	}
+	for _, n := range v.GetMatchTypedSubjectAltNames() {
+		switch m := n.GetMatcher().GetMatchPattern().(type) {
+		case *matcherv3.StringMatcher_Prefix:
+			out += n.GetSanType().String() + " " + m.Prefix + "*\n"
+		case *matcherv3.StringMatcher_Exact:
+			out += n.GetSanType().String() + " " + m.Exact + "\n"
+		default:
+			t.Errorf("names are matched by %T", m)
+		}
+	}
+	return out
 }
 
 // hostsView prints a line for each virtual host.

@@ -70,5 +70,10 @@ type Identity struct {
 
 // String returns the SPIFFE URI, spiffe://<trust domain>/ns/<namespace>/sa/<service account>.
 func (i Identity) String() string {
-	return "spiffe://" + i.TrustDomain + "/ns/" + i.Namespace + "/sa/" + i.ServiceAccount
+	return IdentitiesOf(i.TrustDomain, i.Namespace) + "sa/" + i.ServiceAccount
+}
+
+// IdentitiesOf returns what the SPIFFE URIs of all workloads of a namespace begin with, and no others.
+func IdentitiesOf(trustDomain, namespace string) string {
+	return "spiffe://" + trustDomain + "/ns/" + namespace + "/"
 }

@@ -26,6 +26,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -75,8 +76,8 @@ func Root(t testing.TB) string {
 	return ""
 }
 
-// Validate fails t unless the pinned Envoy accepts the messages: listeners, clusters, assignments and route configurations,
-// as they would come over xDS, in one static bootstrap. Names must be unique by type.
+// Validate fails t unless the pinned Envoy accepts the messages: listeners, clusters, assignments, route configurations and
+// secrets, as they would come over xDS, in one static bootstrap. Names must be unique by type.
 func Validate(t testing.TB, messages ...proto.Message) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "envoy.json")
@@ -114,6 +115,8 @@ func static(messages []proto.Message) ([]byte, error) {
 			s.Clusters = append(s.Clusters, m)
 		case *endpointv3.ClusterLoadAssignment:
 			s.Clusters = append(s.Clusters, &clusterv3.Cluster{Name: "assignment of " + m.GetClusterName(), LoadAssignment: m})
+		case *tlsv3.Secret:
+			s.Secrets = append(s.Secrets, m)
 		case *routev3.RouteConfiguration:
 			l, err := routeListener(m)
 			if err != nil {

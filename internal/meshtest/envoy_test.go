@@ -8,6 +8,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -32,6 +33,8 @@ func TestValidate(t *testing.T) {
 			"typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
 			"stat_prefix": "s", "rds": {"route_config_name": "80", "config_source": ` + ads + `},
 			"http_filters": [{"name": "r", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]}`,
+		&tlsv3.Secret{}: `{"name": "s", "validation_context": {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": "spiffe://td/"}}],
+			"trusted_ca": {"filename": "/etc/ssl/certs/ca-certificates.crt"}}}`,
 	}
 	var all []proto.Message
 	for m, text := range good {
@@ -47,6 +50,9 @@ func TestValidate(t *testing.T) {
 		&endpointv3.ClusterLoadAssignment{},
 		&routev3.RouteConfiguration{Name: "r", VirtualHosts: []*routev3.VirtualHost{{Name: "v"}}},
 		&listenerv3.Listener{Name: "l"},
+		&tlsv3.Secret{Name: "s", Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{}},
+		}}},
 	} {
 		r := &recorder{TB: t}
 		if Validate(r, bad); !r.failed {

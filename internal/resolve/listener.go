@@ -232,12 +232,11 @@ type ProxySpec struct {
 	AccessLog        mesh.AccessLog
 	RegistryOnly     bool
 	DetectionTimeout time.Duration
-	TrustDomains     []string
 }
 
 // ProxyOf returns what listeners take from a configuration.
 func ProxyOf(c mesh.Config) ProxySpec {
-	return ProxySpec{AccessLog: c.AccessLog, RegistryOnly: c.RegistryOnly, DetectionTimeout: c.DetectionTimeout, TrustDomains: c.TrustDomains}
+	return ProxySpec{AccessLog: c.AccessLog, RegistryOnly: c.RegistryOnly, DetectionTimeout: c.DetectionTimeout}
 }
 
 // Listeners emits the listener that begins at a socket, in each layer that has another one than everybody, or none.

@@ -42,6 +42,7 @@ type Tables struct {
 	ByHost        *graph.Index[string, RulesKey, Rules]                           // rules with clients of their own namespace, by host as written
 	ByPart        *graph.Index[string, RulesKey, Rules]                           // rules for a host that begins within a label, by the domain above it
 	ByLabel       *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy]      // policies that may be for a workload
+	Trusted       *graph.Index[mesh.ID, mesh.ObjectKey, struct{}]                 // namespaces whose workloads have certificates that count
 }
 
 // SelectorKey finds what has a label as the first pair of its selector, and by it the few things that may select a workload

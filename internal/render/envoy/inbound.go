@@ -104,7 +104,7 @@ func InboundChains(port resolve.InboundPort, p resolve.ProxySpec) []*listenerv3.
 			c.FilterChainMatch.DestinationPort = number(port.Port)
 		}
 		if s.mutual {
-			c.TransportSocket = serverSocket(p.TrustDomains)
+			c.TransportSocket = serverSocket()
 		}
 		if s.http {
 			c.Filters = []*listenerv3.Filter{http(inboundManager(cluster, port, p))}

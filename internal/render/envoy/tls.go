@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	secretsCluster = "sds-grpc" // the agent, in the proxy's bootstrap
+	secretsCluster = "sds-grpc"       // the agent, in the proxy's bootstrap
+	trustSecret    = "heddle/members" // from the control plane: whom listeners let in
 	// systemRoots is where the proxy's image has the certificate authorities of the outside world.
 	systemRoots = "/etc/ssl/certs/ca-certificates.crt"
 )
@@ -42,7 +43,7 @@ func offers(p mesh.Protocol) []string {
 	}
 }
 
-// secret refers to what the agent serves: "default" is the workload's certificate, "ROOTCA" the mesh's root.
+// secret refers to what the agent serves: "default" is the workload's certificate, "ROOTCA" the roots that it came with.
 func secret(name string) *tlsv3.SdsSecretConfig {
 	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: &corev3.ConfigSource{
 		ResourceApiVersion:  corev3.ApiVersion_V3,
@@ -56,20 +57,14 @@ func secret(name string) *tlsv3.SdsSecretConfig {
 	}}
 }
 
-// meshContext is the part of a mesh connection's TLS that client and server have in common.
-func meshContext(alpn []string, names []*tlsv3.SubjectAltNameMatcher) *tlsv3.CommonTlsContext {
+// meshContext is the part of a mesh connection's TLS that client and server have in common: all but whom they believe.
+func meshContext(alpn []string) *tlsv3.CommonTlsContext {
 	return &tlsv3.CommonTlsContext{
 		AlpnProtocols: alpn,
 		TlsParams: &tlsv3.TlsParameters{
 			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3,
 		},
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secret("default")},
-		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
-			CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
-				DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: names},
-				ValidationContextSdsSecretConfig: secret("ROOTCA"),
-			},
-		},
 	}
 }
 
@@ -78,7 +73,14 @@ func meshSocket(s resolve.ClusterSpec) *corev3.TransportSocket {
 	for _, n := range s.TLS.Names {
 		names = append(names, exactName(n))
 	}
-	return tlsSocket(&tlsv3.UpstreamTlsContext{Sni: s.TLS.SNI, CommonTlsContext: meshContext(offers(s.Protocol), names)})
+	common := meshContext(offers(s.Protocol))
+	common.ValidationContextType = &tlsv3.CommonTlsContext_CombinedValidationContext{
+		CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
+			DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: names},
+			ValidationContextSdsSecretConfig: secret("ROOTCA"),
+		},
+	}
+	return tlsSocket(&tlsv3.UpstreamTlsContext{Sni: s.TLS.SNI, CommonTlsContext: common})
 }
 
 func outsideSocket(t resolve.TLSSpec) *corev3.TransportSocket {
@@ -119,18 +121,35 @@ var ciphers = []string{
 	"AES256-GCM-SHA384", "AES128-GCM-SHA256",
 }
 
-// serverSocket accepts peers of the mesh: a certificate under its root with an identity in one of its trust domains.
-func serverSocket(trustDomains []string) *corev3.TransportSocket {
-	var names []*tlsv3.SubjectAltNameMatcher
-	for _, d := range trustDomains {
-		names = append(names, &tlsv3.SubjectAltNameMatcher{
-			SanType: tlsv3.SubjectAltNameMatcher_URI,
-			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "spiffe://" + d + "/"}},
-		})
-	}
-	common := meshContext([]string{"h2", "http/1.1"}, names)
+// serverSocket accepts peers of the mesh, as Trust has them. It waits for that secret for ever rather than let in anybody.
+func serverSocket() *corev3.TransportSocket {
+	common := meshContext([]string{"h2", "http/1.1"})
 	common.TlsParams.CipherSuites = ciphers
+	common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+		ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: trustSecret, SdsConfig: ads(0)},
+	}
 	return tlsSocket(&tlsv3.DownstreamTlsContext{RequireClientCertificate: truth(), CommonTlsContext: common})
+}
+
+// Trust renders whom listeners let in. Envoy takes no names for any name, so where nobody is to be let in that is a name which
+// nobody has.
+func Trust(s resolve.TrustSpec) *tlsv3.Secret {
+	v := &tlsv3.CertificateValidationContext{
+		// Bytes, as of ROOTCA: istioctl reads no other form.
+		TrustedCa: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte(s.Roots)}},
+	}
+	for _, ns := range s.Namespaces {
+		for _, d := range s.Domains {
+			v.MatchTypedSubjectAltNames = append(v.MatchTypedSubjectAltNames, &tlsv3.SubjectAltNameMatcher{
+				SanType: tlsv3.SubjectAltNameMatcher_URI,
+				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: mesh.IdentitiesOf(d, ns)}},
+			})
+		}
+	}
+	if len(v.MatchTypedSubjectAltNames) == 0 {
+		v.MatchTypedSubjectAltNames = []*tlsv3.SubjectAltNameMatcher{exactName("spiffe://")}
+	}
+	return &tlsv3.Secret{Name: trustSecret, Type: &tlsv3.Secret_ValidationContext{ValidationContext: v}}
 }
 
 func tlsSocket(context proto.Message) *corev3.TransportSocket {
