@@ -72,6 +72,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	defer stop()
 	group, serving := errgroup.WithContext(serving)
 	group.Go(func() error { rotation.Run(serving); return nil })
+	sds := newSecrets(rotation, c.Root, log)
+	group.Go(func() error { sds.followRoot(serving); return nil })
 	if err := c.serveAll(serving, group, &xds.Relay{
 		Upstream: discovery,
 		OnResponse: func(typeURL, nack string) {
@@ -81,7 +83,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 		},
 		// A pod that ends may be gone from the API server, and its token void, before its containers are.
 		Last: func(end error) bool { return st.draining.Load() && status.Code(end) == codes.Unauthenticated },
-	}, &secrets{rotation: rotation, root: c.Root, log: log}, st, admin); err != nil {
+	}, sds, st, admin); err != nil {
 		stop()
 		return errors.Join(err, group.Wait())
 	}

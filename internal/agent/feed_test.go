@@ -29,6 +29,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/meshtest"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
@@ -161,8 +162,8 @@ func TestUpstream(t *testing.T) {
 // Envoy gets its secrets when there are any, again when they are renewed, and no answer to an answer.
 func TestSecrets(t *testing.T) {
 	a, mounted := newAuthority(t), newAuthority(t)
-	root := filepath.Join(t.TempDir(), "root")
-	write(t, root, mounted.Roots())
+	mount := meshtest.Mount(t.TempDir())
+	mount.Write(t, map[string][]byte{"root-cert.pem": []byte(mounted.Roots())})
 	next := make(chan identity.Credential)
 	rotation := identity.NewRotation(func(ctx context.Context) (identity.Credential, error) {
 		select {
@@ -175,13 +176,17 @@ func TestSecrets(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go rotation.Run(ctx)
+	sds := newSecrets(rotation, filepath.Join(string(mount), "root-cert.pem"), slog.New(slog.DiscardHandler))
+	followed := make(chan struct{})
+	go func() { sds.followRoot(ctx); close(followed) }()
+	t.Cleanup(func() { <-followed })
 
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer(xds.ServerCodec())
-	secretv3.RegisterSecretDiscoveryServiceServer(server, &secrets{rotation: rotation, root: root, log: slog.New(slog.DiscardHandler)})
+	secretv3.RegisterSecretDiscoveryServiceServer(server, sds)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -245,6 +250,16 @@ func TestSecrets(t *testing.T) {
 	second, secret := receive(own)
 	if got := string(secret.GetTlsCertificate().GetCertificateChain().GetInlineBytes()); got != "two" || second.VersionInfo == first.VersionInfo || second.Nonce == first.Nonce {
 		t.Errorf("after renewal the chain is %q", got)
+	}
+	_, _ = receive(roots) // as the second came with its roots
+
+	another := newAuthority(t)
+	mount.Write(t, map[string][]byte{"root-cert.pem": []byte(mounted.Roots() + another.Roots())})
+	for { // of a change that is written in steps the last counts
+		_, secret = receive(roots)
+		if bytes.Contains(secret.GetValidationContext().GetTrustedCa().GetInlineBytes(), []byte(another.Roots())) {
+			break
+		}
 	}
 	late := open(ownSecret)
 	if _, secret = receive(late); string(secret.GetTlsCertificate().GetCertificateChain().GetInlineBytes()) != "two" {

@@ -5,8 +5,10 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -23,13 +25,56 @@ const (
 	secretType = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 )
 
-// secrets serves the workload's credential to Envoy over the pod's own socket, again whenever it is renewed.
+// secrets serves the workload's credential to Envoy over the pod's own socket, again whenever it is renewed, and the roots whenever
+// those that are mounted change.
 type secrets struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
 
 	rotation *identity.Rotation
 	root     string // file whose roots are trusted beside the CA's
 	log      *slog.Logger
+	watch    *identity.Mounted // of the file's directory; nil: it can't be watched
+
+	mu      sync.Mutex // guards the fields below
+	version int        // of the file
+	changed chan struct{}
+}
+
+// newSecrets watches the file of roots from now on; who calls it calls followRoot. An agent that can't be told of changes tells
+// Envoy of them with the next certificate.
+func newSecrets(rotation *identity.Rotation, root string, log *slog.Logger) *secrets {
+	watch, err := identity.Watch(filepath.Dir(root))
+	if err != nil {
+		log.Warn("changes of the mesh's root are taken with a new certificate only", slog.Any("err", err))
+	}
+	return &secrets{rotation: rotation, root: root, log: log, watch: watch, changed: make(chan struct{})}
+}
+
+// mounted returns the version of the file of roots, and a channel that is closed when there is another.
+func (s *secrets) mounted() (version int, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version, s.changed
+}
+
+// followRoot has Envoy told of roots whenever the file changes, until ctx ends.
+func (s *secrets) followRoot(ctx context.Context) {
+	if s.watch == nil {
+		return
+	}
+	defer s.watch.Close()
+	for {
+		if err := s.watch.Changed(ctx); ctx.Err() != nil {
+			return
+		} else if err != nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "changes of the mesh's root may have been missed; it is read again", slog.Any("err", err))
+		}
+		s.mu.Lock()
+		s.version++
+		close(s.changed)
+		s.changed = make(chan struct{})
+		s.mu.Unlock()
+	}
 }
 
 // StreamSecrets answers one Envoy stream. A secret that is not the agent's is answered by its absence, so that the
@@ -55,17 +100,21 @@ func (s *secrets) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSec
 	}()
 
 	var names []string
-	var changed <-chan struct{}
+	var changed, mounted <-chan struct{}
 	nonce := 0
 	send := func() error {
 		credential, ok, next := s.rotation.Current()
-		changed = next
+		version, other := s.mounted()
+		changed, mounted = next, nil
+		if slices.Contains(names, rootSecret) {
+			mounted = other
+		}
 		if len(names) == 0 || !ok {
 			return nil
 		}
 		nonce++
 		r := &discoveryv3.DiscoveryResponse{
-			TypeUrl: secretType, Nonce: strconv.Itoa(nonce), VersionInfo: strconv.FormatInt(credential.NotAfter.UnixNano(), 36),
+			TypeUrl: secretType, Nonce: strconv.Itoa(nonce), VersionInfo: strconv.FormatInt(credential.NotAfter.UnixNano(), 36) + "." + strconv.Itoa(version),
 		}
 		for _, name := range names {
 			if secret := s.secret(name, credential); secret != nil {
@@ -83,6 +132,10 @@ func (s *secrets) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSec
 		case err := <-ended:
 			return err
 		case <-changed:
+			if err := send(); err != nil {
+				return err
+			}
+		case <-mounted:
 			if err := send(); err != nil {
 				return err
 			}

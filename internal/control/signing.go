@@ -7,20 +7,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/kube"
-)
-
-// kubeletsOwn begins the names that the kubelet makes for itself where it mounts a Secret, and keysNow is that of them which
-// is replaced, as one, when the Secret has changed: every key is a link through it.
-const (
-	kubeletsOwn = ".."
-	keysNow     = "..data"
 )
 
 // signingFiles reads the signing material that an administrator mounted; none is no error.
@@ -31,7 +21,7 @@ func (p *plane) signingFiles() (map[string][]byte, error) {
 		return nil, fmt.Errorf("read the signing material: %w", err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), kubeletsOwn) {
+		if !identity.IsKey(e.Name()) {
 			continue
 		}
 		content, err := os.ReadFile(filepath.Join(p.SigningDir, e.Name()))
@@ -58,12 +48,7 @@ func (p *plane) authority(ctx context.Context, trustDomain string) (*identity.Au
 // followSigning has the authority sign with what is mounted whenever that changes, from now on. A plane that can't be told of
 // changes serves with what it has.
 func (p *plane) followSigning(ctx context.Context, authority *identity.Authority, events *kube.Events) {
-	watcher, err := fsnotify.NewWatcher()
-	if err == nil {
-		if err = watcher.Add(p.SigningDir); err != nil {
-			err = errors.Join(err, watcher.Close())
-		}
-	}
+	mounted, err := identity.Watch(p.SigningDir)
 	if errors.Is(err, os.ErrNotExist) {
 		return // nothing is mounted, as outside of a cluster
 	}
@@ -72,7 +57,7 @@ func (p *plane) followSigning(ctx context.Context, authority *identity.Authority
 		return
 	}
 	p.tasks.Go(func() error {
-		defer watcher.Close()
+		defer mounted.Close()
 		refused := ""
 		for {
 			// First of all too: what changed between the reading at the start and the watch has no event.
@@ -83,8 +68,10 @@ func (p *plane) followSigning(ctx context.Context, authority *identity.Authority
 			} else if why == nil {
 				refused = ""
 			}
-			if !p.signingChanged(ctx, watcher) {
+			if err := mounted.Changed(ctx); ctx.Err() != nil {
 				return nil
+			} else if err != nil {
+				p.Log.LogAttrs(ctx, slog.LevelWarn, "changes of Secret cacerts may have been missed; it is read again", slog.Any("err", err))
 			}
 		}
 	})
@@ -100,21 +87,4 @@ func (p *plane) replaceSigning(ctx context.Context, authority *identity.Authorit
 		p.Log.LogAttrs(ctx, slog.LevelInfo, "signing material taken", slog.String("signer", authority.Signer()), slog.Time("notAfter", authority.NotAfter()))
 	}
 	return err
-}
-
-// signingChanged waits until the keys of the mounted Secret may differ, and returns false when ctx ends first.
-func (p *plane) signingChanged(ctx context.Context, watcher *fsnotify.Watcher) bool {
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case e := <-watcher.Events:
-			if name := filepath.Base(e.Name); name == keysNow || !strings.HasPrefix(name, kubeletsOwn) {
-				return true
-			}
-		case err := <-watcher.Errors: // events were lost
-			p.Log.LogAttrs(ctx, slog.LevelWarn, "changes of Secret cacerts may be missed; it is read again", slog.Any("err", err))
-			return true
-		}
-	}
 }

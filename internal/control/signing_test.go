@@ -23,6 +23,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/kubetest"
+	"github.com/heddle-mesh/heddle/internal/meshtest"
 )
 
 // signer is an authority as an administrator makes one.
@@ -72,55 +73,15 @@ func (s *signer) under(t *testing.T, root *signer) map[string][]byte {
 	}
 }
 
-// mounted is a directory at which a Secret is mounted.
-type mounted string
-
-// write brings the directory to data as a kubelet does: the keys are links through ..data, which is replaced as one.
-func (m mounted) write(t *testing.T, data map[string][]byte) {
-	t.Helper()
-	check := func(err error) {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	in := func(name string) string { return filepath.Join(string(m), name) }
-	version, err := os.MkdirTemp(string(m), "..2026_")
-	check(err)
-	for name, content := range data {
-		check(os.WriteFile(filepath.Join(version, name), content, 0o600))
-	}
-	before, err := os.Readlink(in("..data"))
-	if err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
-	check(os.Symlink(filepath.Base(version), in("..data_tmp")))
-	check(os.Rename(in("..data_tmp"), in("..data")))
-	links, err := os.ReadDir(string(m))
-	check(err)
-	for _, l := range links {
-		if data[l.Name()] == nil && !strings.HasPrefix(l.Name(), "..") {
-			check(os.Remove(in(l.Name())))
-		}
-	}
-	for name := range data {
-		if err := os.Symlink(filepath.Join("..data", name), in(name)); !os.IsExist(err) {
-			check(err)
-		}
-	}
-	if before != "" {
-		check(os.RemoveAll(in(before)))
-	}
-}
-
 // A rotated intermediate signs the next leaf and the plane's own certificate, without a restart; what does not fit is refused
 // with a word of why, and the signer of before goes on.
 func TestSigningMaterialFollowed(t *testing.T) {
 	r := startPlane(t)
-	secret := mounted(t.TempDir())
+	secret := meshtest.Mount(t.TempDir())
 	r.signing = string(secret)
 	root := newSigner(t, "root", nil)
 	first, second, foreign := newSigner(t, "first", root), newSigner(t, "second", root), newSigner(t, "foreign", nil)
-	secret.write(t, first.under(t, root))
+	secret.Write(t, first.under(t, root))
 
 	r.configure()
 	r.put("shop", heddlev1alpha1.Member)
@@ -152,13 +113,13 @@ func TestSigningMaterialFollowed(t *testing.T) {
 
 	halfWritten := second.under(t, root)
 	halfWritten["ca-key.pem"] = first.under(t, root)["ca-key.pem"]
-	secret.write(t, halfWritten)
+	secret.Write(t, halfWritten)
 	r.log.await(t, "private key does not match")
 	signedBy(first)
-	secret.write(t, foreign.under(t, foreign))
+	secret.Write(t, foreign.under(t, foreign))
 	r.log.await(t, "are not the roots that the mesh's proxies trust")
 	signedBy(first)
-	secret.write(t, nil)
+	secret.Write(t, nil)
 	r.log.await(t, "cacerts is gone")
 	signedBy(first)
 	r.api.Await("an event", func() bool {
@@ -167,7 +128,7 @@ func TestSigningMaterialFollowed(t *testing.T) {
 		})
 	})
 
-	secret.write(t, second.under(t, root))
+	secret.Write(t, second.under(t, root))
 	r.log.await(t, "signing material taken")
 	signedBy(second)
 	if got := r.api.Get("configmaps", "shop", kube.RootConfigMap, "data", kube.RootKey); got != string(root.pem()) {

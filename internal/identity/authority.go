@@ -141,8 +141,8 @@ func (a *Authority) Replace(files map[string][]byte, now time.Time) (changed boo
 	have := a.current.Load()
 	if added, gone := notAmong(have.trusted, next.trusted), notAmong(next.trusted, have.trusted); len(added)+len(gone) > 0 {
 		return false, fmt.Errorf("%s of Secret cacerts adds %s and lacks %s: these are not the roots that the mesh's proxies trust. "+
-			"Change a root in steps: give %s both roots and keep the signer, restart the control plane, and give it the new signer when all proxies "+
-			"have a certificate of after the restart; remove the old root and restart when they have one of the new signer",
+			"Change a root in steps: give %s both roots and keep the signer, restart the control plane, and give it the new signer five minutes "+
+			"later, when all pods have the roots; remove the old root and restart when all proxies have a certificate of the new signer",
 			rootCert, subjects(added), subjects(gone), rootCert)
 	}
 	next.trusted, next.roots = have.trusted, have.roots // in one order, as members hold the text
