@@ -72,7 +72,7 @@ func newMembers(ctx context.Context, log *slog.Logger, c *kube.Cluster, g *graph
 	}
 }
 
-// Member tells whether a namespace is served now; it implements identity.Members.
+// Member tells whether a namespace is a member now, joining ones included.
 func (m *members) Member(cluster mesh.ClusterID, namespace string) bool {
 	phase, _ := m.phase(namespace)
 	return cluster == m.cluster.ID && joins(phase)

@@ -312,9 +312,9 @@ func TestPlane(t *testing.T) {
 		t.Errorf("the mesh's own root is kept as %v", secret)
 	}
 	root := r.api.Get("configmaps", system, kube.RootConfigMap, "data", kube.RootKey)
-	if member := r.api.Get("configmaps", "shop", kube.RootConfigMap, "data", kube.RootKey); member == nil || member != root {
-		t.Errorf("shop has root %v, want %v", member, root)
-	}
+	r.api.Await("the mesh's root in shop", func() bool { // which serving does not wait for
+		return root != nil && r.api.Get("configmaps", "shop", kube.RootConfigMap, "data", kube.RootKey) == root
+	})
 
 	conn := r.dial(t)
 	client := r.proxy(t, conn, xdstest.Delta, "shop", "cart-1")

@@ -23,3 +23,15 @@ func (p *Pipeline) trust(g *graph.Graph) {
 			emit(place{groupOf(resolve.Layer{Mesh: id}), m.GetName()}, seal(secretType, m.GetName(), s.Origin, m))
 		}))
 }
+
+// admitted are the namespaces whose workloads may call CA and xDS: members that the mesh's proxies are told of. So nobody has a
+// certificate before the word goes out that it counts, however long a round takes. It implements identity.Members.
+type admitted struct {
+	members *members
+	told    *graph.Table[mesh.ObjectKey, struct{}] // Sources.Trusted
+}
+
+func (a admitted) Member(cluster mesh.ClusterID, namespace string) bool {
+	_, told := a.told.Lookup(mesh.ObjectKey{Cluster: cluster, Name: namespace})
+	return told && a.members.Member(cluster, namespace)
+}

@@ -110,3 +110,23 @@ func TestTrustAcrossRestart(t *testing.T) {
 		})
 	}
 }
+
+// Nobody has a certificate before the round that tells proxies to let him in; who leaves is refused without waiting for one.
+func TestAdmittedOnceTold(t *testing.T) {
+	w := newTown(t)
+	a := admitted{w.members, w.sources.Trusted.Table}
+	w.put("shop", heddlev1alpha1.Joining)
+	w.await("shop", true)
+	if !w.Member("c1", "shop") || a.Member("c1", "shop") {
+		t.Error("a workload is admitted before proxies are told of its namespace")
+	}
+	w.graph.Step()
+	if !a.Member("c1", "shop") || a.Member("c2", "shop") {
+		t.Error("a workload is not admitted though proxies are told of its namespace, or another cluster's is")
+	}
+	w.put("shop", heddlev1alpha1.Leaving)
+	w.await("shop", false)
+	if a.Member("c1", "shop") {
+		t.Error("a workload is admitted though its namespace leaves")
+	}
+}
