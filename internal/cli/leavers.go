@@ -28,9 +28,11 @@ func (s snapshot) checkLeavers(owner map[string]membership, found *found) {
 	}
 	for i := range s.istios {
 		name, system := s.istios[i].Name, s.istios[i].Spec.Namespace
-		leavers := slices.Sorted(maps.Keys(left[name]))
-		open := s.letsPlainTextIn(name, system, owner)
-		if len(leavers) == 0 || len(open) == 0 {
+		if len(left[name]) == 0 {
+			continue
+		}
+		leavers, open := slices.Sorted(maps.Keys(left[name])), s.letsPlainTextIn(name, system, owner)
+		if len(open) == 0 {
 			continue
 		}
 		about := ofMesh(name)

@@ -145,7 +145,7 @@ func withTrust(types []xds.TypeStatus) []xds.TypeStatus {
 		}
 	}
 	for i := range out {
-		if l := &out[i]; l.URL == listenerType && trust.Sync > l.Sync {
+		if l := &out[i]; l.URL == listenerType && (trust.Sync == xds.Rejected || trust.Sync == xds.Stale && l.Sync == xds.Synced) {
 			l.Sync, l.Error, l.ErrorAt = trust.Sync, trust.Error, trust.ErrorAt
 		}
 	}

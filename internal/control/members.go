@@ -210,7 +210,7 @@ func (m *members) update(namespace string, obj *heddlev1alpha1.Membership) {
 		m.wg.Go(e.run)
 	}
 	e.latest = obj
-	if obj != nil && joins(obj.Spec.Phase) { // as Member says: with the first certificate, not with the last watch
+	if obj != nil && joins(obj.Spec.Phase) { // though it may never be read: its pods are peers all the same
 		m.sources.Trusted.Set(e.key(), struct{}{})
 	} else {
 		m.sources.Trusted.Delete(e.key())

@@ -19,7 +19,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
-// Sources are the objects that a mesh is made of. What is staged in them belongs to the graph.
+// Sources are the objects that a mesh is made of, and what its plane knows of it besides. What is staged in them belongs to the graph.
 type Sources struct {
 	MeshConfig          *graph.Source[mesh.ID, *meshv1alpha1.MeshConfig]
 	Memberships         *graph.Source[mesh.ObjectKey, *heddlev1alpha1.Membership]
