@@ -266,3 +266,45 @@ func TestSecrets(t *testing.T) {
 		t.Error("a new stream does not get the present secret")
 	}
 }
+
+// When the mounted roots lack the one that the certificate is under, another certificate is asked for.
+func TestRootReplaced(t *testing.T) {
+	first, second := newAuthority(t), newAuthority(t)
+	mount := meshtest.Mount(t.TempDir())
+	content := func(roots string) map[string][]byte { return map[string][]byte{"root-cert.pem": []byte(roots)} }
+	mount.Write(t, content(first.Roots()))
+	signing := make(chan *identity.Authority, 2)
+	signing <- first
+	rotation := identity.NewRotation(func(ctx context.Context) (identity.Credential, error) {
+		select {
+		case a := <-signing:
+			return identity.Obtain(ctx, signer{a}, time.Hour)
+		case <-ctx.Done():
+			return identity.Credential{}, ctx.Err()
+		}
+	}, slog.New(slog.DiscardHandler))
+	_, _, had := rotation.Current()
+	ctx, cancel := context.WithCancel(t.Context())
+	sds := newSecrets(rotation, filepath.Join(string(mount), "root-cert.pem"), slog.New(slog.DiscardHandler))
+	var running sync.WaitGroup
+	running.Go(func() { rotation.Run(ctx) })
+	running.Go(func() { sds.followRoot(ctx) })
+	t.Cleanup(running.Wait)
+	t.Cleanup(cancel)
+	<-had
+	_, _, another := rotation.Current()
+	signing <- second
+	mount.Write(t, content(second.Roots()))
+	<-another
+	if c, _, _ := rotation.Current(); !c.Under([]byte(second.Roots())) {
+		t.Error("the other certificate is not under the other root")
+	}
+}
+
+// signer is a CA client that signs in place.
+type signer struct{ authority *identity.Authority }
+
+func (s signer) CreateCertificate(_ context.Context, in *securityv1.IstioCertificateRequest, _ ...grpc.CallOption) (*securityv1.IstioCertificateResponse, error) {
+	chain, err := s.authority.Sign([]byte(in.Csr), mesh.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "web"}, time.Hour, time.Now())
+	return &securityv1.IstioCertificateResponse{CertChain: chain}, err
+}

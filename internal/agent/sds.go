@@ -57,7 +57,8 @@ func (s *secrets) mounted() (version int, changed <-chan struct{}) {
 	return s.version, s.changed
 }
 
-// followRoot has Envoy told of roots whenever the file changes, until ctx ends.
+// followRoot has Envoy told of roots whenever the file changes, until ctx ends. A certificate that leads to none of them any more
+// is good for nobody who has the file alone, so another is had at once.
 func (s *secrets) followRoot(ctx context.Context) {
 	if s.watch == nil {
 		return
@@ -74,6 +75,11 @@ func (s *secrets) followRoot(ctx context.Context) {
 		close(s.changed)
 		s.changed = make(chan struct{})
 		s.mu.Unlock()
+		roots, err := os.ReadFile(s.root)
+		if c, ok, _ := s.rotation.Current(); err == nil && ok && !c.Under(roots) {
+			s.log.LogAttrs(ctx, slog.LevelInfo, "the mesh has another root; a certificate under it is asked for")
+			s.rotation.Renew()
+		}
 	}
 }
 

@@ -27,6 +27,25 @@ type Credential struct {
 	NotAfter  time.Time
 }
 
+// Under reports whether the chain leads to one of the roots, a PEM bundle.
+func (c Credential) Under(roots []byte) bool {
+	certs, err := parseCerts(c.Chain)
+	if err != nil || len(certs) == 0 {
+		return false
+	}
+	v := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
+		CurrentTime: c.NotAfter, // whose the chain is, not whether it has ended
+		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}
+	v.Roots.AppendCertsFromPEM(roots)
+	for _, above := range certs[1:] {
+		v.Intermediates.AddCert(above)
+	}
+	_, err = certs[0].Verify(v)
+	return err == nil
+}
+
 // LogValue keeps the key out of logs.
 func (c Credential) LogValue() slog.Value {
 	return slog.GroupValue(slog.Time("notBefore", c.NotBefore), slog.Time("notAfter", c.NotAfter))
@@ -84,6 +103,7 @@ const (
 type Rotation struct {
 	obtain func(context.Context) (Credential, error)
 	log    *slog.Logger
+	due    chan struct{} // holds a token when there is to be another before its time
 
 	mu      sync.Mutex // guards the fields below
 	current Credential
@@ -92,7 +112,15 @@ type Rotation struct {
 
 // NewRotation returns a rotation whose credentials come from obtain.
 func NewRotation(obtain func(context.Context) (Credential, error), log *slog.Logger) *Rotation {
-	return &Rotation{obtain: obtain, log: log, changed: make(chan struct{})}
+	return &Rotation{obtain: obtain, log: log, due: make(chan struct{}, 1), changed: make(chan struct{})}
+}
+
+// Renew has another credential be had now; the present one is kept until then.
+func (r *Rotation) Renew() {
+	select {
+	case r.due <- struct{}{}:
+	default:
+	}
 }
 
 // Current returns the credential, false before the first, and a channel that is closed when there is another.
@@ -120,6 +148,7 @@ func (r *Rotation) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-r.due:
 		case <-time.After(wait):
 		}
 	}

@@ -77,6 +77,41 @@ func TestRotation(t *testing.T) {
 	})
 }
 
+// A credential is had before its time when that is asked for, once for any number of times that nobody has come to.
+func TestRenew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, other := &local{authority: newRoot(t, time.Now())}, newRoot(t, time.Now())
+		asked := 0
+		r := NewRotation(func(ctx context.Context) (Credential, error) {
+			asked++
+			return Obtain(ctx, ca, 24*time.Hour)
+		}, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { r.Run(ctx); close(done) }()
+		synctest.Wait()
+		before, _, _ := r.Current()
+		for roots, want := range map[string]bool{
+			ca.authority.Roots(): true, other.Roots() + ca.authority.Roots(): true, other.Roots(): false, "": false,
+		} {
+			if got := before.Under([]byte(roots)); got != want {
+				t.Errorf("under %q: %v", roots, got)
+			}
+		}
+		if (Credential{}).Under([]byte(other.Roots())) {
+			t.Error("nothing is under a root")
+		}
+		ca.authority = other
+		r.Renew()
+		synctest.Wait()
+		if now, _, _ := r.Current(); asked != 2 || !now.Under([]byte(other.Roots())) {
+			t.Errorf("asked %d times", asked)
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestCredentialHidesItsKey(t *testing.T) {
 	c, err := Obtain(t.Context(), &local{authority: newRoot(t, time.Now())}, time.Hour)
 	if err != nil {
