@@ -39,7 +39,7 @@ func TestConnectionCosts(t *testing.T) {
 	const most = 80_000
 	var costs []int
 	for _, services := range []int{1000, 10_000} {
-		heap, stacks := connectionCost(t, services, 40)
+		heap, stacks := connectionCost(t, services, 20)
 		t.Logf("%d services: %d bytes of heap and %d of stacks a client", services, heap, stacks)
 		costs = append(costs, heap)
 	}
