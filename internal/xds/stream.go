@@ -371,18 +371,18 @@ func (st *stream) write(ctx context.Context) {
 	out := &frame{}
 	for ctx.Err() == nil { // a stream that is ended is not told, on top, that what it held is gone
 		due, questions := st.due()
-		err := st.send(due.send, out, late)
+		if err := st.send(due.send, out, late); err != nil {
+			st.cancel(err)
+			return
+		}
 		for typeURL, names := range due.ask {
 			st.ask(ctx, typeURL, names)
 		}
 		for _, q := range questions {
-			if err == nil {
-				err = st.reply(ctx, q, out, late)
+			if err := st.reply(ctx, q, out, late); err != nil {
+				st.cancel(err)
+				return
 			}
-		}
-		if err != nil {
-			st.cancel(err)
-			return
 		}
 		if len(due.ask) > 0 {
 			continue
