@@ -183,10 +183,14 @@ func (s *subscription) keep(name string, told *Resource) {
 	s.kept[name] = told
 }
 
-// close notes that a name needs nothing more.
+// close notes that a name needs nothing more, having been told this.
 func (s *subscription) close(name string, told *Resource) {
 	implied := s.implied(name)
-	if told != implied && told != owed && (told == nil || implied == nil || told.Version != implied.Version) {
+	switch {
+	case told == implied, told == owed:
+	case told == nil && implied == never: // it is not asked for any more, and the client has nothing of it
+	case told != nil && implied != nil && told.Version == implied.Version:
+	default:
 		s.keep(name, told)
 		return
 	}
