@@ -304,6 +304,31 @@ func TestRuleCostsByConnected(t *testing.T) {
 	})
 }
 
+// A rule for part of a label that no service ends with concerns none of them, however many such rules there are: who may write a
+// rule in one namespace must not keep the plane busy with all others.
+func TestRuleForPartOfALabelConcernsWhomItFits(t *testing.T) {
+	c := newCity(200, 1)
+	rule := func(name, host string) {
+		r := &networkingv1.DestinationRule{}
+		r.Spec.Host = host
+		r.Spec.TrafficPolicy = &v1alpha3.TrafficPolicy{Tls: &v1alpha3.ClientTLSSettings{Mode: v1alpha3.ClientTLSSettings_SIMPLE}}
+		c.DestinationRules.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: name}, r)
+	}
+	rule("first", "*x00.n1.svc.cluster.local")
+	c.graph.Step()
+	if rows, _ := c.work(func() {
+		for i := range 50 {
+			rule(fmt.Sprintf("r%d", i), fmt.Sprintf("*y%02d.n1.svc.cluster.local", i))
+		}
+	}); rows["services.seen"] != 0 {
+		t.Errorf("%d services are looked at for rules that fit none", rows["services.seen"])
+	}
+	// Three letters before the dot, as those above: of services of n1, three end so.
+	if rows, _ := c.work(func() { rule("fits", "*s11.n1.svc.cluster.local") }); rows["services.seen"] == 0 || rows["services.seen"] > 3 {
+		t.Errorf("%d services are looked at for a rule that fits one", rows["services.seen"])
+	}
+}
+
 // protect has the pods of a service be told by policy i what they accept.
 func (c *city) protect(s, i int, mode v1beta1.PeerAuthentication_MutualTLS_Mode) {
 	k := c.service(s)

@@ -71,7 +71,11 @@ func (p *Pipeline) indexes(g *graph.Graph, endpoints *graph.Table[mesh.EndpointK
 		}
 		return []string{k.Host}
 	})
-	t.ByPart = graph.NewIndex(t.Rules, "rules.part", func(k resolve.RulesKey, _ resolve.Rules) []string { return resolve.PartOf(k.Host) })
+	byPart := graph.NewIndex(t.Rules, "rules.part", func(k resolve.RulesKey, _ resolve.Rules) []string { return resolve.PartOf(k.Host) })
+	t.Parts = graph.Group(g, "rules.parts", byPart, graph.TableOptions[[]int]{},
+		func(_ *graph.Reader, domain string, rows []*graph.Row[resolve.RulesKey, resolve.Rules], emit func(string, []int)) {
+			emit(domain, resolve.PartsOf(rows))
+		})
 	t.Reach = graph.Derive(g, "services.reach", t.Services, graph.TableOptions[[]string]{},
 		func(r *graph.Reader, k mesh.ServiceKey, s mesh.Service, emit func(mesh.ServiceKey, []string)) {
 			if reach := resolve.Reach(r, t, p.id, s.Export); len(reach) > 0 {

@@ -28,6 +28,7 @@ type Tables struct {
 	Peerings      *graph.Table[mesh.WorkloadKey, Peering] // of workloads that are known
 	Reach         *graph.Table[mesh.ServiceKey, []string] // connected client namespaces that a service is exported to by name
 	Rules         *graph.Table[RulesKey, Rules]
+	Parts         *graph.Table[string, []int] // how many letters of a label rules name of hosts that begin within it, by the domain above; the most first
 	Seen          *graph.Table[mesh.ServiceKey, []View]
 	Backends      *graph.Table[mesh.ServiceKey, Backends]
 	Spread        *graph.Index[mesh.ServiceKey, mesh.ServiceKey, Backends]       // of services with endpoints that are on a network
@@ -40,7 +41,6 @@ type Tables struct {
 	ByPort        *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint]
 	LocalTo       *graph.Index[mesh.ServicePort, mesh.EndpointKey, mesh.Endpoint] // by node too, of services that keep to it
 	ByHost        *graph.Index[string, RulesKey, Rules]                           // rules with clients of their own namespace, by host as written
-	ByPart        *graph.Index[string, RulesKey, Rules]                           // rules for a host that begins within a label, by the domain above it
 	ByLabel       *graph.Index[SelectorKey, mesh.ObjectKey, mesh.PeerPolicy]      // policies that may be for a workload
 	Trusted       *graph.Index[mesh.ID, mesh.ObjectKey, struct{}]                 // namespaces whose workloads have certificates that count
 }

@@ -1,7 +1,6 @@
 package resolve
 
 import (
-	"cmp"
 	"reflect"
 	"slices"
 	"strings"
@@ -108,7 +107,7 @@ func rulesOf(r *graph.Reader, t *Tables, s mesh.Service) hostRules {
 }
 
 // patterns returns the hosts that a rule for a host may write, the most specific first: the host, and for each domain above it,
-// wildcards for part of the label below, which some rule must have, and then the one for all of it.
+// wildcards for part of the label below, as long as some rule has them, and then the one for all of it.
 func patterns(r *graph.Reader, t *Tables, host string) []string {
 	out := []string{host}
 	for rest := strings.TrimPrefix(host, "*."); ; {
@@ -125,25 +124,36 @@ func patterns(r *graph.Reader, t *Tables, host string) []string {
 	return out
 }
 
-// parts returns the wildcards for part of a label below a domain that rules have and that fit a host, the longest first.
+// parts returns the wildcards for part of a label below a domain that may fit a host, the longest first. It looks at how long
+// they are, and not at each: whoever writes thousands concerns services that end so.
 func parts(r *graph.Reader, t *Tables, domain, host string) (out []string) {
-	for _, row := range graph.Find(r, t.ByPart, domain) {
-		if strings.HasSuffix(host, row.Key.Host[1:]) {
-			out = append(out, row.Key.Host)
+	label := len(host) - len(".") - len(domain)
+	label -= strings.LastIndexByte(host[:label], '.') + 1
+	lengths, _ := graph.Get(r, t.Parts, domain)
+	for _, n := range lengths {
+		if n <= label {
+			out = append(out, "*"+host[len(host)-len(domain)-len(".")-n:])
 		}
 	}
-	slices.SortFunc(out, func(a, b string) int { return cmp.Compare(len(b), len(a)) }) // those of one length are equal
-	return slices.Compact(out)
+	return out
 }
 
-// PartOf returns under what ByPart finds a host that has a wildcard for part of a label: the domain above it.
+// PartOf returns under what the table Parts has a host that has a wildcard for part of a label: the domain above it.
 func PartOf(host string) []string {
-	part, wild := strings.CutPrefix(host, "*")
-	label, domain, _ := strings.Cut(part, ".")
-	if !wild || label == "" {
-		return nil
+	if part, domain, _ := strings.Cut(host, "."); len(part) > 1 && part[0] == '*' {
+		return []string{domain}
 	}
-	return []string{domain}
+	return nil
+}
+
+// PartsOf returns how many letters of the label the rules under one domain name, each number once.
+func PartsOf(rows []*graph.Row[RulesKey, Rules]) []int {
+	var out []int
+	for _, row := range rows {
+		out = append(out, strings.IndexByte(row.Key.Host+".", '.')-len("*"))
+	}
+	slices.SortFunc(out, func(a, b int) int { return b - a })
+	return slices.Compact(out)
 }
 
 // of chooses what clients of a namespace keep to when they call the service: a rule of their own namespace, else one of the
