@@ -151,7 +151,7 @@ func TestFollowPassesByUnreadable(t *testing.T) {
 }
 
 // Of a policy that cannot be read comes whom it is for: its selector, an empty one if there is one that cannot be read either.
-// What is wrong with its status takes nothing from what it says.
+// What is wrong with its status takes nothing from what it says. That it cannot be read is for the reader to say, not for its author.
 func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 	server := kubetest.New(t)
 	some := map[string]any{"matchLabels": map[string]any{"app": "cart"}}
@@ -163,6 +163,7 @@ func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 		"nonsense": []any{},
 		"bare":     nil,
 		"status":   map[string]any{"mtls": map[string]any{"mode": "STRICT"}},
+		"says so":  map[string]any{"mtls": map[string]any{"mode": "STRICT"}},
 	} {
 		o := &unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": map[string]any{"name": name, "namespace": "shop"}, "spec": spec,
@@ -173,16 +174,23 @@ func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 		if name == "bare" {
 			delete(o.Object, "spec")
 		}
+		o.SetAnnotations(map[string]string{"istio.io/rev": "r"})
+		if name == "says so" {
+			o.SetAnnotations(map[string]string{"istio.io/rev": "r", mesh.UnreadableAnnotation: "its author says so"})
+		}
 		server.Put("peerauthentications", o)
 	}
-	sink := make(objectSink[*securityv1.PeerAuthentication], 7)
+	sink := make(objectSink[*securityv1.PeerAuthentication], 8)
 	w := Follow(t.Context(), open(t, server), PeerAuthentications, "shop", sink)
 	defer w.Stop()
 	within(t, "the first list", w.Synced())
 	got := map[string]string{}
-	for range 7 {
+	for range 8 {
 		select {
 		case p := <-sink:
+			if p.Annotations["istio.io/rev"] != "r" {
+				t.Errorf("%s has lost its annotations: %v", p.Name, p.Annotations)
+			}
 			_, unread := p.Annotations[mesh.UnreadableAnnotation]
 			got[p.Name] = fmt.Sprint(unread, " ", p.Spec.GetSelector() != nil, " ", p.Spec.GetSelector().GetMatchLabels())
 		case <-time.After(wait):
@@ -192,6 +200,7 @@ func TestFollowKeepsSelectorOfUnreadable(t *testing.T) {
 	want := map[string]string{
 		"good": "false true map[app:cart]", "some": "true true map[app:cart]", "all": "true false map[]",
 		"lost": "true true map[]", "nonsense": "true true map[]", "status": "false false map[]", "bare": "false false map[]",
+		"says so": "false false map[]",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("unreadable, has a selector, its labels: wanted (-), got (+):\n%s", d)

@@ -4,8 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -23,19 +26,45 @@ func (t tolerant) DecoderToVersion(d runtime.Decoder, gv runtime.GroupVersioner)
 type tolerantDecoder struct{ runtime.Decoder }
 
 func (d tolerantDecoder) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	unread := map[types.NamespacedName]string{}
 	obj, gvk, err := d.Decoder.Decode(data, defaults, into)
-	if err == nil {
-		return obj, gvk, nil
+	if err != nil {
+		readable, ok := d.readable(data, err, unread)
+		if !ok {
+			return obj, gvk, err
+		}
+		if obj, gvk, err = d.Decoder.Decode(readable, defaults, into); err != nil {
+			return obj, gvk, err
+		}
 	}
-	readable, ok := d.readable(data, err)
-	if !ok {
-		return obj, gvk, err
-	}
-	return d.Decoder.Decode(readable, defaults, into)
+	return obj, gvk, mark(obj, unread)
 }
 
-// readable takes out of data, a list or an object, what cannot be read. It returns false if it is neither.
-func (d tolerantDecoder) readable(data []byte, why error) ([]byte, bool) {
+// mark says of the objects that are or are in o why they could not be read, and nothing of the others: what their authors say
+// of that is not asked.
+func mark(o runtime.Object, unread map[types.NamespacedName]string) error {
+	if meta.IsListType(o) {
+		return meta.EachListItem(o, func(item runtime.Object) error { return mark(item, unread) })
+	}
+	m, ok := o.(metav1.Object)
+	if !ok {
+		return nil // an answer, or an event that carries an object
+	}
+	annotations := m.GetAnnotations()
+	delete(annotations, mesh.UnreadableAnnotation)
+	if why, ok := unread[types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}]; ok {
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		annotations[mesh.UnreadableAnnotation] = why
+	}
+	m.SetAnnotations(annotations)
+	return nil
+}
+
+// readable takes out of data, a list or an object, what cannot be read, and notes of which objects and why. It returns false
+// if it is neither.
+func (d tolerantDecoder) readable(data []byte, why error, unread map[types.NamespacedName]string) ([]byte, bool) {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(data, &fields) != nil {
 		return nil, false
@@ -47,7 +76,7 @@ func (d tolerantDecoder) readable(data []byte, why error) ([]byte, bool) {
 		}
 		for i, item := range items {
 			if _, _, err := d.Decoder.Decode(item, nil, nil); err != nil {
-				if items[i], ok = d.readable(item, err); !ok {
+				if items[i], ok = d.readable(item, err, unread); !ok {
 					return nil, false
 				}
 			}
@@ -63,16 +92,11 @@ func (d tolerantDecoder) readable(data []byte, why error) ([]byte, bool) {
 	if !ok {
 		return nil, false
 	}
-	var meta map[string]any
-	if json.Unmarshal(fields["metadata"], &meta) != nil || meta == nil {
+	var named struct{ Namespace, Name string }
+	if json.Unmarshal(fields["metadata"], &named) != nil {
 		return nil, false
 	}
-	meta["annotations"] = map[string]string{mesh.UnreadableAnnotation: fmt.Sprintf("%.300s", why.Error())}
-	raw, err := json.Marshal(meta)
-	if err != nil {
-		return nil, false
-	}
-	fields["metadata"] = raw
+	unread[types.NamespacedName(named)] = fmt.Sprintf("%.300s", why.Error())
 	var parts map[string]json.RawMessage
 	if json.Unmarshal(spec, &parts) == nil {
 		selector, ok := parts["selector"]
