@@ -116,7 +116,7 @@ func (a *app) snapshot(ctx context.Context, c cluster) (snapshot, error) {
 	if s.istios, s.memberships, err = a.members(ctx, c); err != nil {
 		return s, err
 	}
-	if s.revisions, err = revisionsIn(ctx, c, a.istioNamespace); err != nil {
+	if s.revisions, err = readableRevisions(ctx, c, a.istioNamespace); err != nil {
 		return s, err
 	}
 	var members []string
@@ -167,10 +167,9 @@ func (a *app) namespaces(ctx context.Context, c client.Client, names []string) (
 func (s snapshot) check(limit scope) []finding {
 	owner := membersOf(s.istios, s.memberships)
 	found := found{scope: limit}
-	var meshes []mesh.Mesh
+	meshes := s.claims()
 	for i := range s.istios {
 		istio := &s.istios[i]
-		meshes = append(meshes, operator.MeshOf(istio))
 		found.notTrue(ofMesh(istio.Name), "Istio", istio, istio.Status.ObservedGeneration, istio.Status.Conditions, "Reconciled", "Ready")
 		if sharedAudience(istio.Spec.Values) {
 			found.add(ofMesh(istio.Name), "Istio "+istio.Name, "SharedAudience", "values.global.sds.token.aud is istio-ca: a token that a pod made for another mesh or for istioctl is good here too; leave it out unless proxies of Istio itself connect")
@@ -196,6 +195,20 @@ func (s snapshot) check(limit scope) []finding {
 		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Reason, b.Reason))
 	})
 	return found.all
+}
+
+// claims are what the meshes claim that are not being deleted, as the operator has them.
+func (s snapshot) claims() (out []mesh.Mesh) {
+	for i := range s.istios {
+		var rev *sailv1.IstioRevision
+		if at := slices.IndexFunc(s.revisions, func(r sailv1.IstioRevision) bool { return r.Name == s.istios[i].Name }); at >= 0 {
+			rev = &s.revisions[at]
+		}
+		if s.istios[i].DeletionTimestamp == nil {
+			out = append(out, operator.ClaimOf(&s.istios[i], rev))
+		}
+	}
+	return out
 }
 
 // members adds what mesh.Members finds. Limited to one namespace, that is what it finds of it alone.

@@ -79,6 +79,17 @@ func world() snapshot {
 	}
 }
 
+// mistype makes the selectors of an Istio unreadable; its revision stays with what they were.
+func (s *snapshot) mistype(i int) {
+	o := &s.istios[i]
+	o.UID = "mistyped"
+	owner := []metav1.OwnerReference{{Kind: "Istio", Name: o.Name, UID: o.UID, Controller: new(true)}}
+	s.revisions = append(slices.DeleteFunc(s.revisions, func(r sailv1.IstioRevision) bool { return r.Name == o.Name }), sailv1.IstioRevision{
+		ObjectMeta: metav1.ObjectMeta{Name: o.Name, OwnerReferences: owner}, Spec: sailv1.IstioRevisionSpec{Namespace: o.Spec.Namespace, Values: o.Spec.Values},
+	})
+	o.Spec.Values = &sailv1.Values{Raw: bytes.ReplaceAll(o.Spec.Values.Raw, []byte("matchLabels"), []byte("matchLabel"))}
+}
+
 func TestCheck(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -135,6 +146,20 @@ func TestCheck(t *testing.T) {
 		{name: "being deleted", edit: func(s *snapshot) {
 			s.istios[0].Generation++
 			s.istios[0].DeletionTimestamp = &metav1.Time{}
+		}},
+		{name: "selectors that cannot be read", edit: func(s *snapshot) {
+			s.namespaces = append(s.namespaces, labelled("both", "istio-discovery", "mesh-1", "team", "b"))
+			s.istios[1] = istio("mesh-2", "sys-2", `{"matchLabels":{"istio-discovery":"mesh-2"}},{"matchLabels":{"team":"b"}}`)
+			s.mistype(0)
+		}, want: []string{
+			"Istio SelectorsOverlap: a namespace could match",
+			"Istio mesh-1 InvalidSelector: matchLabel is no value",
+			"Istio mesh-2 NamespaceTaken: the last known ones of mesh mesh-1",
+		}},
+		{name: "being deleted beside another with its selector", edit: func(s *snapshot) {
+			s.istios[0].DeletionTimestamp = &metav1.Time{}
+			s.istios = append(s.istios, istio("mesh-3", "sys-3", `{"matchLabels":{"istio-discovery":"mesh-1"}}`))
+			s.namespaces = append(s.namespaces, labelled("sys-3", "istio-discovery", "mesh-1"))
 		}},
 		{name: "objects pass unchecked", edit: func(s *snapshot) {
 			s.revisions[0].Status.Conditions[0] = metav1.Condition{Type: "WebhooksReady", Status: metav1.ConditionFalse, Reason: "ValidatorNotProven", Message: "unchecked"}
@@ -337,6 +362,9 @@ func TestBelongs(t *testing.T) {
 	s := world()
 	member := membership{mesh: "mesh-2", phase: heddlev1alpha1.Member}
 	everything := istio("all", "sys-3", "")
+	going, mistyped := world(), world()
+	going.istios[1].DeletionTimestamp = &metav1.Time{}
+	mistyped.mistype(1)
 	for _, c := range []struct {
 		s     snapshot
 		owner membership
@@ -347,6 +375,9 @@ func TestBelongs(t *testing.T) {
 		{s, member, labelled("app-2"), "mesh mesh-2 (Member), though its labels no longer match its discovery selectors"},
 		{s, membership{}, labelled("plain"), "no mesh, as its labels match no discovery selector of mesh-1, mesh-2"},
 		{s, membership{}, labelled("new", "istio-discovery", "mesh-2"), "no mesh yet, though mesh-2 selects it; if that stays so, `check` says why"},
+		{mistyped, member, labelled("app-2", "istio-discovery", "mesh-2"), "mesh mesh-2 (Member), which it keeps while its discovery selectors cannot be read; `check` says why"},
+		{mistyped, membership{}, labelled("new", "istio-discovery", "mesh-2"), "no mesh yet, as the last known discovery selectors of mesh-2 match its labels, and its own cannot be read; `check` says why"},
+		{going, member, labelled("app-2", "istio-discovery", "mesh-2"), "mesh mesh-2 (Member), which is being deleted"},
 		{snapshot{istios: []sailv1.Istio{everything}}, membership{mesh: "all", phase: heddlev1alpha1.Joining}, labelled("x"), "mesh all (Joining), which has no discovery selectors and serves every namespace"},
 	} {
 		if got := c.s.belongs(c.owner, &c.ns); got != c.want {

@@ -337,6 +337,9 @@ func (a *app) meshOf(cmd *cobra.Command, what string, output format) error {
 		return fmt.Errorf("read namespace %s: %w", namespace, err)
 	}
 	s := snapshot{istios: istios, memberships: memberships}
+	if s.revisions, err = readableRevisions(ctx, c, a.istioNamespace); err != nil {
+		return err
+	}
 	owner := membersOf(istios, memberships)[namespace]
 	b := belonging{Namespace: namespace, Mesh: owner.mesh, Phase: owner.phase, Says: s.belongs(owner, ns)}
 	if pod != "" {
@@ -360,13 +363,15 @@ func (a *app) meshOf(cmd *cobra.Command, what string, output format) error {
 
 // belongs says which mesh a namespace belongs to, and why.
 func (s snapshot) belongs(owner membership, ns *corev1.Namespace) string {
-	var others, selecting []string
-	for i := range s.istios {
-		m := operator.MeshOf(&s.istios[i])
+	var others, selecting, unread []string
+	for _, m := range s.claims() {
 		if string(m.ID) != owner.mesh {
 			others = append(others, string(m.ID))
-			if m.Fault == "" && m.Selects(ns.Labels) {
+			switch {
+			case m.Fault == "" && m.Selects(ns.Labels):
 				selecting = append(selecting, string(m.ID))
+			case m.Known() && m.Selects(ns.Labels):
+				unread = append(unread, string(m.ID))
 			}
 			continue
 		}
@@ -377,14 +382,23 @@ func (s snapshot) belongs(owner membership, ns *corev1.Namespace) string {
 				break
 			}
 		}
-		if m.Everything() {
+		switch {
+		case m.Fault != "":
+			why = "which it keeps while its discovery selectors cannot be read; `check` says why"
+		case m.Everything():
 			why = "which has no discovery selectors and serves every namespace"
 		}
 		return fmt.Sprintf("mesh %s (%s), %s", owner.mesh, owner.phase, why)
 	}
 	slices.Sort(others)
 	slices.Sort(selecting)
-	if len(selecting) > 0 {
+	slices.Sort(unread)
+	switch {
+	case owner.mesh != "":
+		return fmt.Sprintf("mesh %s (%s), which is being deleted", owner.mesh, owner.phase)
+	case len(unread) > 0:
+		return fmt.Sprintf("no mesh yet, as the last known discovery selectors of %s match its labels, and its own cannot be read; `check` says why", strings.Join(unread, ", "))
+	case len(selecting) > 0:
 		return fmt.Sprintf("no mesh yet, though %s selects it; if that stays so, `check` says why", strings.Join(selecting, ", "))
 	}
 	return "no mesh, as its labels match no discovery selector of " + cmp.Or(strings.Join(others, ", "), "any")

@@ -125,9 +125,15 @@ func noPlanes(namespace, revision string) error {
 	return fmt.Errorf("the operator runs no control plane in %s (another Istio's is for that one's istioctl); see kubectl get istios", where)
 }
 
-// revisionsIn are the revisions with a system namespace, or all. Who may not list them can have those of a namespace in
-// which he may list Deployments: each names the revision that owns it.
+// revisionsIn are the revisions with a system namespace, or all, as far as they may be read.
 func revisionsIn(ctx context.Context, c client.Client, namespace string) ([]sailv1.IstioRevision, error) {
+	all, err := readableRevisions(ctx, c, namespace)
+	return slices.DeleteFunc(all, func(r sailv1.IstioRevision) bool { return namespace != "" && r.Spec.Namespace != namespace }), err
+}
+
+// readableRevisions are all revisions. Who may not list them can have those of a namespace in which he may list Deployments:
+// each names the revision that owns it.
+func readableRevisions(ctx context.Context, c client.Client, namespace string) ([]sailv1.IstioRevision, error) {
 	var list sailv1.IstioRevisionList
 	err := c.List(ctx, &list)
 	if apierrors.IsForbidden(err) && namespace != "" {
@@ -136,7 +142,7 @@ func revisionsIn(ctx context.Context, c client.Client, namespace string) ([]sail
 	if err != nil {
 		return nil, listing(err)
 	}
-	return slices.DeleteFunc(list.Items, func(r sailv1.IstioRevision) bool { return namespace != "" && r.Spec.Namespace != namespace }), nil
+	return list.Items, nil
 }
 
 func revisionsOwning(ctx context.Context, c client.Client, namespace string) ([]sailv1.IstioRevision, error) {

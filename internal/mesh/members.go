@@ -175,8 +175,8 @@ func (m Mesh) Selects(labels map[string]string) bool {
 	return m.Everything() || slices.ContainsFunc(m.Selectors, func(s Selector) bool { return s.Matches(labels) })
 }
 
-// claims reports whether the mesh says, or is known to have said, what it selects.
-func (m Mesh) claims() bool { return m.Fault == "" || len(m.Selectors) > 0 }
+// Known reports whether the mesh says, or is known to have said, what it selects.
+func (m Mesh) Known() bool { return m.Fault == "" || len(m.Selectors) > 0 }
 
 func (m Mesh) ref() Ref { return Ref{Kind: "Istio", Name: string(m.ID)} }
 
@@ -212,7 +212,7 @@ func Judge(meshes []Mesh) *Claims {
 			}
 		}
 		// What cannot be read claims what it did before, unless an older one does.
-		if first == nil && m.claims() {
+		if first == nil && m.Known() {
 			first = m
 		}
 		if c.homes[m.System] == "" {
@@ -284,7 +284,7 @@ func (c *Claims) decide(ns Namespace) (owner, claimant ID) {
 		switch {
 		case ns.Holder == m.ID && (unreadable || m.Selects(ns.Labels)):
 			return m.ID, m.ID
-		case claimant != "" || bad && !unreadable || c.foreign(ns.Name, m.ID) || !m.claims() || !m.Selects(ns.Labels):
+		case claimant != "" || bad && !unreadable || c.foreign(ns.Name, m.ID) || !m.Known() || !m.Selects(ns.Labels):
 		default:
 			claimant = m.ID
 			if !unreadable {

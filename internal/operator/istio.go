@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -45,8 +47,10 @@ type istios struct {
 // Reconcile writes the revision and the status of the Istio that req names.
 func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	istio := &sailv1.Istio{}
-	if err := r.client.Get(ctx, req.NamespacedName, istio); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+	if err := r.client.Get(ctx, req.NamespacedName, istio); apierrors.IsNotFound(err) {
+		return reconcile.Result{}, r.forget(ctx, req.Name)
+	} else if err != nil {
+		return reconcile.Result{}, err
 	}
 	if istio.DeletionTimestamp != nil {
 		return reconcile.Result{}, nil
@@ -75,6 +79,19 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	return reconcile.Result{RequeueAfter: f.again()}, err
 }
 
+// forget takes back what the API server was told of the selectors of a mesh that is gone and has no revision, which would do
+// it when its members have left.
+func (r *istios) forget(ctx context.Context, name string) error {
+	if err := r.live.Get(ctx, client.ObjectKey{Name: name}, metadataOf(sailv1.GroupVersion.WithKind("IstioRevision"))); !apierrors.IsNotFound(err) {
+		return err
+	}
+	lines := selectorsObject(r.namespace, mesh.Mesh{ID: mesh.ID(name)})
+	if err := r.live.Get(ctx, client.ObjectKeyFromObject(lines), lines); err != nil || lines.Data[name] == "" {
+		return client.IgnoreNotFound(err)
+	}
+	return apply(ctx, r.client, fieldManager(mesh.ID(name)), selectorsObject(r.namespace, mesh.Mesh{ID: mesh.ID(name)}))
+}
+
 // listNamespaces are all namespaces with the meshes that they belong to now. A Membership counts in the system namespace of
 // its mesh only: whoever writes one elsewhere holds nothing by it.
 func listNamespaces(ctx context.Context, r client.Reader, istios []sailv1.Istio) ([]mesh.Namespace, error) {
@@ -100,12 +117,43 @@ func listNamespaces(ctx context.Context, r client.Reader, istios []sailv1.Istio)
 	return out, nil
 }
 
-// write applies the revision. A mesh that is refused keeps the one that it has, unchanged.
+// write applies the revision, and what the API server is told of the mesh's selectors. A mesh that is refused keeps the revision
+// that it has, unchanged; one that is refused beside others keeps what is told of it too.
 func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh.Finding) error {
+	if other, err := runningSail(ctx, r.others, r.client); err != nil {
+		return err
+	} else if other != "" {
+		return errSail(other)
+	}
+	var refused error
 	for _, f := range findings {
-		if f.Reason != mesh.ReasonNamespaceTaken && f.Reason != mesh.ReasonSystemNamespaceNotSelected {
+		switch f.Reason {
+		case mesh.ReasonNamespaceTaken, mesh.ReasonSystemNamespaceNotSelected:
+		case mesh.ReasonInvalidSelector:
+			refused = fault{f.Reason, f.Message} // its last known claim counts
+		default:
 			return fault{f.Reason, f.Message}
 		}
+	}
+	id := mesh.ID(istio.Name)
+	rev := &sailv1.IstioRevision{
+		TypeMeta: typeMeta(sailv1.GroupVersion.String(), "IstioRevision"),
+		ObjectMeta: metav1.ObjectMeta{Name: istio.Name, Labels: map[string]string{labelMesh: istio.Name}, OwnerReferences: []metav1.OwnerReference{{
+			APIVersion: sailv1.GroupVersion.String(), Kind: "Istio", Name: istio.Name, UID: istio.UID,
+			Controller: new(true), BlockOwnerDeletion: new(true),
+		}}},
+	}
+	w := writer{r.client, r.live, meshOwner(id)}
+	if _, err := w.look(ctx, rev); err != nil {
+		return err
+	}
+	claim, err := claimOf(ctx, r.client, istio)
+	if err == nil && claim.Known() && nameFits(istio.Name) {
+		// Before the first object of the mesh is there, the API server knows what its selectors are.
+		err = apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, claim))
+	}
+	if err := cmp.Or(err, refused); err != nil {
+		return err
 	}
 	if err := supported(istio, r.namespace); err != nil {
 		return fault{"ReconcileError", err.Error()}
@@ -118,35 +166,19 @@ func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh
 	if err != nil {
 		return fault{"ReconcileError", err.Error()}
 	}
-	if other, err := runningSail(ctx, r.others, r.client); err != nil {
-		return err
-	} else if other != "" {
-		return errSail(other)
-	}
-	id := mesh.ID(istio.Name)
-	rev := &sailv1.IstioRevision{
-		TypeMeta: typeMeta(sailv1.GroupVersion.String(), "IstioRevision"),
-		ObjectMeta: metav1.ObjectMeta{Name: istio.Name, Labels: map[string]string{labelMesh: istio.Name}, OwnerReferences: []metav1.OwnerReference{{
-			APIVersion: sailv1.GroupVersion.String(), Kind: "Istio", Name: istio.Name, UID: istio.UID,
-			Controller: new(true), BlockOwnerDeletion: new(true),
-		}}},
-		Spec: sailv1.IstioRevisionSpec{Version: version, Namespace: istio.Spec.Namespace, Values: values},
-	}
-	w := writer{r.client, r.live, meshOwner(id)}
-	if _, err := w.look(ctx, rev); err != nil {
-		return err
-	}
-	// Before the first object of the mesh is there, the API server knows what its selectors are.
-	if err := apply(ctx, r.client, fieldManager(id), selectorsObject(r.namespace, MeshOf(istio))); err != nil {
-		return err
-	}
+	rev.Spec = sailv1.IstioRevisionSpec{Version: version, Namespace: istio.Spec.Namespace, Values: values}
 	return w.write(ctx, rev)
+}
+
+// nameFits reports whether a mesh can have that name.
+func nameFits(name string) bool {
+	return len(validation.IsDNS1123Label(name)) == 0 && len(name) <= longestName
 }
 
 // supported names what this build cannot do of what the API allows; namespace is the operator's.
 func supported(istio *sailv1.Istio, namespace string) error {
 	var faults []error
-	if errs := validation.IsDNS1123Label(istio.Name); len(errs) > 0 || len(istio.Name) > longestName {
+	if !nameFits(istio.Name) {
 		faults = append(faults, fmt.Errorf("metadata.name %q must be lower case letters, digits and dashes, at most %d of them: it names a Service istiod-%s",
 			istio.Name, longestName, istio.Name))
 	}

@@ -325,9 +325,24 @@ func (w wiring) istios(r *istios, others, selectors cache.Cache) error {
 		return r.table.namespace(ctx, o.(*heddlev1alpha1.Membership).Spec.Namespace)
 	}
 	every := r.table.toMeshes(func(mesh.Mesh, client.Object) bool { return true })
-	// A mesh whose line is not as it should be writes it again.
-	differs := r.table.toMeshes(func(m mesh.Mesh, o client.Object) bool {
-		return o.(*corev1.ConfigMap).Data[string(m.ID)] != selectorLines(m)
+	// A mesh whose line is not as it should be writes it again, and one that is gone takes it back.
+	differs := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		claims, err := r.table.now(ctx)
+		if err != nil {
+			return nil // the cache is stopping
+		}
+		data, out := o.(*corev1.ConfigMap).Data, map[string]bool{}
+		for name := range data {
+			if _, ok := claims.Mesh(mesh.ID(name)); !ok && nameFits(name) {
+				out[name] = true
+			}
+		}
+		for _, m := range claims.Meshes() {
+			if data[string(m.ID)] != selectorLines(m) {
+				out[string(m.ID)] = true
+			}
+		}
+		return requestsOf(out)
 	})
 	lost := r.table.toMeshes(func(m mesh.Mesh, _ client.Object) bool { return selectorLines(m) != "" })
 	lines := handler.Funcs{CreateFunc: differs.Create, UpdateFunc: differs.Update, DeleteFunc: lost.Delete}

@@ -304,8 +304,8 @@ func unusedValues(istio *sailv1.Istio) []string {
 	return out
 }
 
-// MeshOf is what an Istio object claims; who judges claims reads them with it. No other fault of the values than one of the
-// selectors makes a difference to that.
+// MeshOf is what an Istio object claims by itself. No other fault of the values than one of the selectors makes a difference
+// to that.
 func MeshOf(istio *sailv1.Istio) mesh.Mesh {
 	m := mesh.Mesh{ID: mesh.ID(istio.Name), System: istio.Spec.Namespace, Created: istio.CreationTimestamp.Time}
 	t, err := tree(istio.Spec.Values)
@@ -318,26 +318,34 @@ func MeshOf(istio *sailv1.Istio) mesh.Mesh {
 	return m
 }
 
-// claimOf is MeshOf, with the last known claim of a mesh whose own cannot be read: that of its revision.
-func claimOf(ctx context.Context, r client.Reader, istio *sailv1.Istio) (mesh.Mesh, error) {
+// ClaimOf is what counts of an Istio object's claim beside others: MeshOf, with the last known selectors of a mesh whose own
+// cannot be read: those of its revision, nil if there is none.
+func ClaimOf(istio *sailv1.Istio, rev *sailv1.IstioRevision) mesh.Mesh {
 	m := MeshOf(istio)
-	if m.Fault == "" {
-		return m, nil
+	if m.Fault == "" || rev == nil || !metav1.IsControlledBy(rev, istio) {
+		return m
 	}
-	rev := &sailv1.IstioRevision{}
-	if err := r.Get(ctx, client.ObjectKey{Name: istio.Name}, rev); err != nil {
-		if apierrors.IsNotFound(err) {
-			return m, nil
-		}
-		return m, fmt.Errorf("read the last claim of mesh %s: %w", istio.Name, err)
-	}
-	if t, err := tree(rev.Spec.Values); err == nil && metav1.IsControlledBy(rev, istio) {
+	if t, err := tree(rev.Spec.Values); err == nil {
 		var faults []error
 		if m.Selectors, faults = discoverySelectors(t); len(m.Selectors)+len(faults) == 0 {
 			m.Selectors = []mesh.Selector{{}} // it was known to have every namespace
 		}
 	}
-	return m, nil
+	return m
+}
+
+// claimOf is ClaimOf with the revision that there is.
+func claimOf(ctx context.Context, r client.Reader, istio *sailv1.Istio) (mesh.Mesh, error) {
+	if m := MeshOf(istio); m.Fault == "" {
+		return m, nil
+	}
+	rev := &sailv1.IstioRevision{}
+	if err := r.Get(ctx, client.ObjectKey{Name: istio.Name}, rev); apierrors.IsNotFound(err) {
+		rev = nil
+	} else if err != nil {
+		return mesh.Mesh{}, fmt.Errorf("read the last claim of mesh %s: %w", istio.Name, err)
+	}
+	return ClaimOf(istio, rev), nil
 }
 
 func selectorOf(l metav1.LabelSelector) mesh.Selector {

@@ -40,6 +40,7 @@ import (
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // world is a fake API server with the mesh m (system namespace sys, member app), as the operator has written it.
@@ -377,6 +378,82 @@ func TestValidatorIsTriedAgain(t *testing.T) {
 				t.Errorf("tried %d times, again %v, condition %+v", *tried, again, cond)
 			}
 		})
+	}
+}
+
+// What the API server is told of a mesh's selectors is what the operator judges by: those of an Istio that is refused for
+// another key too, and the last known ones while its own cannot be read, also where the line was lost.
+func TestTheLineIsTheClaim(t *testing.T) {
+	const bad = `"pilot":{"env":{"POD_NAME":"x"}}`
+	sel := func(value string) string {
+		return `"meshConfig":{"discoverySelectors":[{"matchLabels":{"d":"` + value + `"}}]}`
+	}
+	w := newWorld(t, `{`+sel("m")+`}`)
+	for _, step := range []struct{ what, values, reason, line string }{
+		{"refused for another key", `{` + sel("n") + `,` + bad + `}`, "ReconcileError", "d In n"},
+		{"mended", `{` + sel("n") + `}`, "", "d In n"},
+		{"unreadable", `{"meshConfig":{"discoverySelectors":[{"matchLabel":{"d":"o"}}]}}`, mesh.ReasonInvalidSelector, "d In n"},
+		{"of another type", `{"meshConfig":[]}`, mesh.ReasonInvalidSelector, "d In n"},
+	} {
+		istio := &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "m"}}
+		w.get(istio)
+		istio.Spec.Values = &sailv1.Values{Raw: []byte(step.values)}
+		if err := w.Update(t.Context(), istio); err != nil {
+			t.Fatal(err)
+		}
+		for _, lost := range []bool{false, true} {
+			lines := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: selectorsName}}
+			if lost {
+				if err := w.Delete(t.Context(), lines); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.reconcile(w.istios, "m")
+			if err := w.Get(t.Context(), client.ObjectKeyFromObject(lines), lines); err != nil || lines.Data["m"] != step.line {
+				t.Errorf("%s, lost %v: the line is %q, want %q (%v)", step.what, lost, lines.Data["m"], step.line, err)
+			}
+		}
+		w.get(istio)
+		if c := meta.FindStatusCondition(istio.Status.Conditions, "Reconciled"); c == nil || step.reason != "" && c.Reason != step.reason {
+			t.Errorf("%s: %+v", step.what, c)
+		}
+	}
+}
+
+// What the API server is told of a mesh that never had a revision goes with its Istio, also where nobody ran to see it go.
+func TestTheLineOfAMeshThatIsGone(t *testing.T) {
+	w := newWorld(t, `{}`)
+	lines := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: selectorsName}}
+	refused := &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "n"}, Spec: sailv1.IstioSpec{
+		Namespace: "sys-n", Version: DefaultVersion, Values: &sailv1.Values{Raw: []byte(`{"profile":"ambient","meshConfig":{"discoverySelectors":[{"matchLabels":{"d":"n"}}]}}`)},
+	}}
+	istio := &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "m"}}
+	w.get(istio)
+	istio.Spec.Values = &sailv1.Values{Raw: []byte(selecting("d", "m"))} // else it would serve every namespace
+	if err := errors.Join(w.Update(t.Context(), istio), w.Create(t.Context(), refused)); err != nil {
+		t.Fatal(err)
+	}
+	w.reconcile(w.istios, "m")
+	w.reconcile(w.istios, "n")
+	if w.get(lines); lines.Data["n"] != "d In n" || lines.Data["m"] != "d In m" {
+		t.Fatalf("before: %v", lines.Data)
+	}
+	if err := w.Delete(t.Context(), refused); err != nil {
+		t.Fatal(err)
+	}
+	told := w.operate()
+	told.tell(t, lines, func(h toolscache.ResourceEventHandler) { h.OnAdd(lines.DeepCopy(), true) })
+	w.until(&corev1.ConfigMapList{}, func(ctx context.Context) bool {
+		now := &corev1.ConfigMap{}
+		return w.Get(ctx, client.ObjectKeyFromObject(lines), now) == nil && now.Data["n"] == "" && now.Data["m"] == "d In m"
+	})
+	// That of a mesh with a revision stays until its members have left.
+	if err := w.Delete(t.Context(), istio); err != nil {
+		t.Fatal(err)
+	}
+	w.reconcile(w.istios, "m")
+	if w.get(lines); lines.Data["m"] != "d In m" {
+		t.Errorf("while members leave: %v", lines.Data)
 	}
 }
 
