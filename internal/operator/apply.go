@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -92,7 +93,8 @@ func Apply(ctx context.Context, config *rest.Config, objects []client.Object) er
 }
 
 func bring(ctx context.Context, c client.Client, objects []client.Object) error {
-	if other, err := runningSail(ctx, c, c); err != nil {
+	others := &rivals{deployments: c, reviews: c, now: time.Now}
+	if other, _, err := others.running(ctx, math.MaxInt); err != nil {
 		return err
 	} else if other != "" {
 		return errSail(other)

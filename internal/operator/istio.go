@@ -37,7 +37,7 @@ const longestName = validation.DNS1035LabelMaxLength - len("istiod-")
 type istios struct {
 	client    client.Client
 	live      client.Reader // past the cache, which may not have the revision that was written just now
-	others    client.Reader // has the Deployments that may be other operators
+	rivals    *rivals
 	table     *table
 	version   string // of this build
 	namespace string // the operator's
@@ -60,7 +60,14 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 		return reconcile.Result{}, err
 	}
 	old := istio.DeepCopy()
-	err = r.write(ctx, istio, findings)
+	other, suspected, err := r.rivals.running(ctx, maxAsked)
+	switch {
+	case err != nil:
+	case other != "":
+		err = errSail(other)
+	default:
+		err = r.write(ctx, istio, findings)
+	}
 	var f fault
 	user := errors.As(err, &f)
 	if serr := r.status(ctx, istio, err); serr != nil {
@@ -76,7 +83,11 @@ func (r *istios) Reconcile(ctx context.Context, req reconcile.Request) (reconcil
 	if user {
 		err = nil // said in the status; tried again when something changes
 	}
-	return reconcile.Result{RequeueAfter: f.again()}, err
+	again := f.again()
+	if suspected {
+		again = foreignWait
+	}
+	return reconcile.Result{RequeueAfter: again}, err
 }
 
 // forget takes back what the API server was told of the selectors of a mesh that is gone and has no revision, which would do
@@ -120,11 +131,6 @@ func listNamespaces(ctx context.Context, r client.Reader, istios []sailv1.Istio)
 // write applies the revision, and what the API server is told of the mesh's selectors. A mesh that is refused keeps the revision
 // that it has, unchanged; one that is refused beside others keeps what is told of it too.
 func (r *istios) write(ctx context.Context, istio *sailv1.Istio, findings []mesh.Finding) error {
-	if other, err := runningSail(ctx, r.others, r.client); err != nil {
-		return err
-	} else if other != "" {
-		return errSail(other)
-	}
 	var refused error
 	for _, f := range findings {
 		switch f.Reason {

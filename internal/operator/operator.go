@@ -215,7 +215,7 @@ func (w wiring) controllers() error {
 	claimed := &table{client: c}
 	return errors.Join(
 		w.istios(&istios{
-			client: c, live: live, others: others, table: claimed, version: version, namespace: w.o.Namespace, events: recorder,
+			client: c, live: live, rivals: &rivals{deployments: others, reviews: c, now: time.Now}, table: claimed, version: version, namespace: w.o.Namespace, events: recorder,
 		}, others, selectors),
 		w.revisions(&revisions{
 			client: c, live: live, images: w.o.Images, version: version, namespace: w.o.Namespace, log: w.o.Log, prober: dial, now: time.Now,

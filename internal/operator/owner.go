@@ -212,33 +212,63 @@ func sail() (labels.Selector, error) {
 	return labels.NewSelector().Add(*r), nil
 }
 
-// runningSail names the other operator that the cluster runs; it is empty if there is none. Two on one Istio would undo each
-// other's work for ever. Anybody may label a Deployment, and stop every mesh by it: an operator is one that may act as such.
-func runningSail(ctx context.Context, r client.Reader, ask reviews) (string, error) {
+// rivals are the Deployments that may be other operators of our API, of which two on one Istio would undo each other's work for
+// ever. Anybody may label a Deployment, and stop every mesh by it: an operator is one that may act as such.
+type rivals struct {
+	deployments client.Reader
+	reviews     reviews
+	now         func() time.Time
+
+	asked map[client.ObjectKey]time.Time // when an account was no operator's; it is asked about again after foreignWait
+}
+
+// running names the other operator that the cluster runs, and is empty if there is none. It reports whether a Deployment may
+// become one: no event tells of rights that its account is given. It asks about so many accounts at most, of which there may be
+// as many as a tenant likes: about the others next time. One caller at a time.
+func (r *rivals) running(ctx context.Context, most int) (running string, suspected bool, err error) {
 	selector, err := sail()
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	var list appsv1.DeploymentList
-	if err := r.List(ctx, &list, client.MatchingLabelsSelector{Selector: selector}); err != nil {
-		return "", fmt.Errorf("look for a Sail operator: %w", err)
+	if err := r.deployments.List(ctx, &list, client.MatchingLabelsSelector{Selector: selector}); err != nil {
+		return "", false, fmt.Errorf("look for a Sail operator: %w", err)
 	}
-	asked := map[client.ObjectKey]bool{} // accounts
+	by := map[client.ObjectKey]string{} // a Deployment of each account
 	for i := range list.Items {
 		d := &list.Items[i]
 		pod := d.Spec.Template.Spec
 		account := client.ObjectKey{Namespace: d.Namespace, Name: cmp.Or(pod.ServiceAccountName, pod.DeprecatedServiceAccount, "default")}
-		if d.Spec.Replicas != nil && *d.Spec.Replicas == 0 || asked[account] {
-			continue
-		}
-		asked[account] = true
-		if ok, err := operates(ctx, ask, account); err != nil {
-			return "", fmt.Errorf("ask whether Deployment %s is a Sail operator: %w", name(d), err)
-		} else if ok {
-			return name(d), nil
+		if d.Spec.Replicas == nil || *d.Spec.Replicas > 0 {
+			by[account] = name(d)
 		}
 	}
-	return "", nil
+	now, was := r.now(), r.asked
+	r.asked = map[client.ObjectKey]time.Time{}
+	var due []client.ObjectKey
+	for account := range by {
+		if at, ok := was[account]; ok {
+			r.asked[account] = at
+		}
+		if now.Sub(was[account]) >= foreignWait {
+			due = append(due, account)
+		}
+	}
+	slices.SortFunc(due, func(a, b client.ObjectKey) int {
+		return cmp.Or(was[a].Compare(was[b]), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	for _, account := range due[:min(len(due), most)] {
+		ok, err := operates(ctx, r.reviews, account)
+		switch {
+		case err != nil:
+			return "", true, fmt.Errorf("ask whether Deployment %s is a Sail operator: %w", by[account], err)
+		case ok:
+			delete(r.asked, account)
+			return by[account], true, nil
+		}
+		r.asked[account] = now
+	}
+	return "", len(by) > 0, nil
 }
 
 // operates asks the API server whether a ServiceAccount may write the status of Istios.

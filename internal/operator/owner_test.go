@@ -383,9 +383,9 @@ func TestARunningSailOperatorIsNamed(t *testing.T) {
 		replicas, refused := is.replicas, is.refused
 		d := sailAt(replicas)
 		c := store(t, powerful(is.powerful, interceptor.Funcs{}), d, istio, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sys-1"}})
-		r := &istios{client: c, live: c, others: c, table: &table{client: c}, namespace: Namespace, events: events.NewFakeRecorder(10)}
+		r := &istios{client: c, live: c, rivals: rivalsIn(c), table: &table{client: c}, namespace: Namespace, events: events.NewFakeRecorder(10)}
 		result, err := reconcileOnce(t, r, istio)
-		if err != nil || refused != (result.RequeueAfter > 0) { // no event tells that its rights are gone
+		if err != nil || (replicas > 0) != (result.RequeueAfter > 0) { // no event tells that its rights are gone, or come
 			t.Fatal(result, err)
 		}
 		got := &sailv1.Istio{}
@@ -412,22 +412,62 @@ func TestARunningSailOperatorIsNamed(t *testing.T) {
 	}
 }
 
-// However many Deployments a tenant labels, each account is asked about once.
-func TestAnAccountIsAskedAboutOnce(t *testing.T) {
-	asked := 0
+func rivalsIn(c client.Client) *rivals { return &rivals{deployments: c, reviews: c, now: time.Now} }
+
+// An operator that gets its rights after it has come is noticed, though no event tells of them.
+func TestRightsGivenLaterAreNoticed(t *testing.T) {
+	istio, now, may := istioIn("sys-1"), time.Now(), "nobody"
+	istio.Spec.Version = DefaultVersion
+	c := store(t, interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+		return powerful(may, interceptor.Funcs{}).Create(ctx, c, o, opts...)
+	}}, sailAt(1), istio, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sys-1"}})
+	r := &istios{client: c, live: c, rivals: rivalsIn(c), table: &table{client: c}, namespace: Namespace, events: events.NewFakeRecorder(10)}
+	r.rivals.now = func() time.Time { return now }
+	for _, step := range []struct{ may, reason string }{
+		{"nobody", "Pending"}, {"system:serviceaccount:sail-operator:sail", reasonSail}, {"nobody", "Pending"},
+	} {
+		may = step.may
+		result, err := reconcileOnce(t, r, istio)
+		if err != nil || result.RequeueAfter == 0 {
+			t.Fatal(result, err)
+		}
+		got := &sailv1.Istio{}
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(istio), got); err != nil {
+			t.Fatal(err)
+		}
+		if cond := meta.FindStatusCondition(got.Status.Conditions, "Reconciled"); cond.Reason != step.reason {
+			t.Errorf("while %s may: %+v", step.may, cond)
+		}
+		now = now.Add(result.RequeueAfter)
+	}
+}
+
+// However many Deployments a tenant labels, each account is asked about once in a while, and few at once: else every mesh waits.
+func TestFewAccountsAreAskedAbout(t *testing.T) {
+	asked, now := 0, time.Now()
 	funcs := interceptor.Funcs{Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error {
 		asked++
 		return nil
 	}}
 	var objects []client.Object
-	for i := range 20 {
+	const accounts = 2*maxAsked + 1
+	for i := range 2 * accounts {
 		d := sailAt(1)
 		d.Name = fmt.Sprint("d", i)
+		d.Spec.Template.Spec.ServiceAccountName = fmt.Sprint("a", i/2)
 		objects = append(objects, d)
 	}
-	c := store(t, funcs, objects...)
-	if other, err := runningSail(t.Context(), c, c); other != "" || err != nil || asked != 1 {
-		t.Errorf("%q, %v, asked %d times", other, err, asked)
+	r := rivalsIn(store(t, funcs, objects...))
+	r.now = func() time.Time { return now }
+	for _, want := range []int{maxAsked, maxAsked, 1, 0} {
+		asked = 0
+		if other, suspected, err := r.running(t.Context(), maxAsked); other != "" || !suspected || err != nil || asked != want {
+			t.Errorf("%q, %v, %v, asked %d times, want %d", other, suspected, err, asked, want)
+		}
+	}
+	now, asked = now.Add(foreignWait), 0
+	if _, _, err := r.running(t.Context(), accounts); err != nil || asked != accounts {
+		t.Errorf("later, asked %d times: %v", asked, err)
 	}
 }
 
@@ -460,7 +500,7 @@ func TestARevisionOfSomebodyElseIsNotTaken(t *testing.T) {
 	istio.Spec.Version = DefaultVersion
 	n := 0
 	c := store(t, writes(&n), made, istio, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "sys-1"}})
-	r := &istios{client: c, live: c, others: c, table: &table{client: c}, namespace: Namespace, events: events.NewFakeRecorder(10)}
+	r := &istios{client: c, live: c, rivals: rivalsIn(c), table: &table{client: c}, namespace: Namespace, events: events.NewFakeRecorder(10)}
 	if _, err := reconcileOnce(t, r, istio); err != nil {
 		t.Fatal(err)
 	}

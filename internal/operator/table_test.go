@@ -87,7 +87,7 @@ func editing(t *testing.T, meshes int, values func(old string) string) work {
 	namespaces, istioEdits := &edits{table: claimed}, &edits{table: claimed}
 	m := membershipOn(c)
 	m.table, m.events = claimed, &events.FakeRecorder{}
-	r := &istios{client: c, live: c, others: c, table: claimed, namespace: Namespace, events: &events.FakeRecorder{}}
+	r := &istios{client: c, live: c, rivals: rivalsIn(c), table: claimed, namespace: Namespace, events: &events.FakeRecorder{}}
 	istio := istioIn("")
 	istio.Name = of(0)
 	if err := c.Get(t.Context(), client.ObjectKeyFromObject(istio), istio); err != nil {

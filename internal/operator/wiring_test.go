@@ -75,7 +75,7 @@ func newWorld(t *testing.T, values string) *world {
 		}).Build()
 	log := slog.New(slog.DiscardHandler)
 	claimed := &table{client: w}
-	w.istios = &istios{client: w, live: w, others: w, table: claimed, namespace: Namespace, events: &events.FakeRecorder{}}
+	w.istios = &istios{client: w, live: w, rivals: rivalsIn(w), table: claimed, namespace: Namespace, events: &events.FakeRecorder{}}
 	w.revisions = &revisions{client: w, live: w, namespace: Namespace, log: log, now: time.Now}
 	w.memberships = &membership{client: w, live: w, table: claimed, log: log, events: &events.FakeRecorder{}, now: time.Now, leaving: map[types.UID]time.Time{}}
 	w.reconcile(w.istios, "m")
