@@ -30,6 +30,10 @@ type key struct {
 	want  string            // of a single value: what it must be, for who wrote something else
 	is    func(v any) error // whether a single value is that; nil for anything
 	acted bool              // some part of Heddle does something with it; of a group without names, with all of it
+
+	// Of a group that is a protobuf message.
+	other map[string]string // names that its JSON may have too, by which one every document writes
+	oneof map[string]string // alternatives, of which there can be one, by names of keys
 }
 
 // chart is every value that a supported version of Istio or the Sail operator knows, and whether Heddle acts on it: the one
@@ -280,9 +284,15 @@ func message(m protoreflect.MessageDescriptor, path string, actedOn []string) ke
 	case "google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue", "google.protobuf.Any", "google.protobuf.Timestamp":
 		return key{}
 	}
-	k := group(map[string]key{})
+	k := key{keys: map[string]key{}, other: map[string]string{}, oneof: map[string]string{}}
 	for i := range m.Fields().Len() {
 		f := m.Fields().Get(i)
+		if name := string(f.Name()); name != f.JSONName() {
+			k.other[name] = f.JSONName()
+		}
+		if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
+			k.oneof[f.JSONName()] = string(o.Name())
+		}
 		below := strings.TrimPrefix(path+"."+f.JSONName(), ".")
 		fk := field(f, below, actedOn)
 		fk.acted = slices.Contains(actedOn, below)
@@ -355,6 +365,9 @@ func (k key) faults(path string, v any) (out []error) {
 				out = append(out, unknown{fmt.Errorf("%s.%s is no value of any supported version of Istio%s", path, name, k.meant(path, name))})
 			}
 		}
+		for _, names := range k.rivals(m) {
+			out = append(out, fmt.Errorf("%s: %s are alternatives; give one of them", path, strings.Join(names, ", ")))
+		}
 	case k.list:
 		l, ok := v.([]any)
 		if !ok {
@@ -366,6 +379,22 @@ func (k key) faults(path string, v any) (out []error) {
 	case k.is != nil:
 		if err := k.is(v); err != nil {
 			out = append(out, fmt.Errorf("%s: %w", path, err))
+		}
+	}
+	return out
+}
+
+// rivals are the names in m of which there can be one only, sorted; it is nobody's to say which.
+func (k key) rivals(m map[string]any) (out [][]string) {
+	by := map[string][]string{}
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if o, ok := k.oneof[name]; ok && m[name] != nil {
+			by[o] = append(by[o], name)
+		}
+	}
+	for _, o := range slices.Sorted(maps.Keys(by)) {
+		if len(by[o]) > 1 {
+			out = append(out, by[o])
 		}
 	}
 	return out
@@ -434,7 +463,8 @@ func mentions(v any, words ...string) bool {
 	return false
 }
 
-// sound is v without the values that cannot be what they stand for. What is unknown stays: a template may read it.
+// sound is v without the values that cannot be what they stand for, as where two stand for one. What is unknown stays: a template
+// may read it.
 func (k key) sound(v any) any {
 	m, ok := v.(map[string]any)
 	if !ok || !k.grouped() {
@@ -443,8 +473,11 @@ func (k key) sound(v any) any {
 		}
 		return v
 	}
-	out := map[string]any{}
+	out, rivals := map[string]any{}, slices.Concat(k.rivals(m)...)
 	for name, v := range m {
+		if m[k.other[name]] != nil || slices.Contains(rivals, name) {
+			continue
+		}
 		sub, _ := k.at(name) // the zero key takes anything
 		if s := sub.sound(v); s != nil || v == nil {
 			out[name] = s

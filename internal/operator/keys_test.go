@@ -6,9 +6,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/yaml"
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -137,6 +140,55 @@ func TestTheLastClaimCountsWhileSelectorsCannotBeRead(t *testing.T) {
 			if got, err := tbl.owner(t.Context(), x.ns); err != nil || got != x.want {
 				t.Errorf("%s: namespace %s belongs to %q, %v; want %q", c.name, x.ns.Name, got, err, x.want)
 			}
+		}
+	}
+}
+
+// Of a mesh configuration in which two values stand for one, or one can be read by nobody, the field is named, and a stored
+// revision goes on with the rest.
+func TestOneUnreadableFieldStopsNoMesh(t *testing.T) {
+	const good = `"enableAutoMtls":false`
+	for values, named := range map[string]string{
+		`"access_log_file":"a","accessLogFile":"b"`:                                             "spec.values.meshConfig.access_log_file",
+		`"defaultConfig":{"drain_duration":"1s","drainDuration":"2s"}`:                          "spec.values.meshConfig.defaultConfig.drain_duration",
+		`"defaultConfig":{"tracing":{"zipkin":{},"lightstep":{}}}`:                              "spec.values.meshConfig.defaultConfig.tracing: lightstep, zipkin",
+		`"extensionProviders":[{"name":"x","prometheus":{},"stackdriver":{}}]`:                  "spec.values.meshConfig.extensionProviders[0]: prometheus, stackdriver",
+		`"extensionProviders":[{"name":"x","envoyFileAccessLog":{"logFormat":{"labels":"x"}}}]`: "spec.values.meshConfig.extensionProviders: ",
+	} {
+		raw := &sailv1.Values{Raw: []byte(`{"pilot":{"replicaCount":3},"meshConfig":{` + values + `,` + good + `}}`)}
+		istio := istioOf(string(raw.Raw))
+		istio.Spec.Version = DefaultVersion
+		if err := supported(istio, Namespace); err == nil || !strings.Contains(err.Error(), named) {
+			t.Errorf("%s: the condition says %v, want %s", values, err, named)
+		}
+		rev := revisionOf("m", "sys")
+		rev.Spec.Version, rev.Spec.Values = DefaultVersion, raw
+		p, err := NewPlane(rev, Images{}, "")
+		if err != nil {
+			t.Errorf("%s: %v", values, err)
+			continue
+		}
+		objects, err := Manifests(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			if c, ok := o.(*corev1.ConfigMap); ok && c.Name == "istio-m" {
+				config := map[string]any{}
+				if err := yaml.Unmarshal([]byte(c.Data["mesh"]), &config); err != nil {
+					t.Fatal(err)
+				}
+				j, err := yaml.YAMLToJSON([]byte(c.Data["mesh"]))
+				if err == nil {
+					err = (&meshconfig.MeshConfig{}).UnmarshalJSON(j)
+				}
+				if err != nil || config["enableAutoMtls"] != false || len(chart().keys["meshConfig"].faults("", config)) > 0 {
+					t.Errorf("%s: the control plane reads %v", values, config)
+				}
+			}
+		}
+		if p.settings.Pilot.ReplicaCount == nil || *p.settings.Pilot.ReplicaCount != 3 {
+			t.Errorf("%s: other values are lost", values)
 		}
 	}
 }

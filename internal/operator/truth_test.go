@@ -82,6 +82,15 @@ func TestTableTellsTheTruth(t *testing.T) {
 		}
 		return effect(t, values)
 	}
+	for path := range all {
+		looked := false
+		for n := range alternatives {
+			looked = looked || chosen(path, n)
+		}
+		if !looked {
+			t.Errorf("%s is never looked at", path)
+		}
+	}
 	unset := func(string) any { return nil } // the groups are there: that alone may say something
 	var unused []string
 	for _, path := range slices.Sorted(maps.Keys(all)) {
@@ -121,9 +130,34 @@ func TestTableTellsTheTruth(t *testing.T) {
 					find(paths[half:])
 				}
 			}
-			find(unused)
+			for n := range alternatives {
+				find(slices.DeleteFunc(slices.Clone(unused), func(path string) bool { return !chosen(path, n) }))
+			}
 		}
 	}
+}
+
+// alternatives is how many there are at most of which a message can have one.
+const alternatives = 5
+
+// chosen reports whether a path goes through the nth alternative wherever there are some.
+func chosen(path string, n int) bool {
+	k := chart()
+	for _, name := range strings.Split(path, ".") {
+		if o, ok := k.oneof[name]; ok {
+			var names []string
+			for _, other := range slices.Sorted(maps.Keys(k.oneof)) {
+				if k.oneof[other] == o {
+					names = append(names, other)
+				}
+			}
+			if slices.Index(names, name) != n%len(names) {
+				return false
+			}
+		}
+		k, _ = k.at(name)
+	}
+	return true
 }
 
 // effect is all that a mesh of these values comes to, as text.

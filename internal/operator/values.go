@@ -147,6 +147,10 @@ func readValues(v *sailv1.Values) (map[string]any, settings, error) {
 		return nil, settings{}, errors.Join(faults...)
 	}
 	t, _ = chart().sound(t).(map[string]any)
+	unread := meshFaults(t)
+	for name := range unread {
+		delete(asMap(t["meshConfig"]), name)
+	}
 	var s settings
 	j, err := json.Marshal(chart().read(t))
 	if err == nil {
@@ -155,17 +159,23 @@ func readValues(v *sailv1.Values) (map[string]any, settings, error) {
 	if err != nil {
 		return nil, settings{}, fmt.Errorf("spec.values: %w", err)
 	}
-	// What no single field shows: a meshConfig that nobody can read would stop the control plane.
-	if mc, ok := t["meshConfig"]; ok {
-		j, err := json.Marshal(mc)
+	return t, s, nil
+}
+
+// meshFaults are the fields of meshConfig that nobody can read, though no single value in them shows it, and why: they would stop
+// the control plane.
+func meshFaults(values map[string]any) map[string]error {
+	out := map[string]error{}
+	for name, v := range asMap(values["meshConfig"]) {
+		j, err := json.Marshal(map[string]any{name: v})
 		if err == nil {
 			err = json.Unmarshal(j, &meshconfig.MeshConfig{}) // as Istio: durations are Go's
 		}
 		if err != nil {
-			return nil, settings{}, fmt.Errorf("spec.values.meshConfig: %w", err)
+			out[name] = fmt.Errorf("spec.values.meshConfig.%s: %w", name, err)
 		}
 	}
-	return t, s, nil
+	return out
 }
 
 // discoverySelectors are those that can be read; the faults name what could be one and cannot, wherever it stands.
@@ -218,6 +228,10 @@ func checkValues(v *sailv1.Values) (settings, error) {
 	faults := append(chart().faults("spec.values", t), envFaults(t)...)
 	s, err := parseValues(v)
 	if len(faults) == 0 { // else most of it is said already
+		unread := meshFaults(t)
+		for _, name := range slices.Sorted(maps.Keys(unread)) {
+			faults = append(faults, unread[name])
+		}
 		faults = append(faults, err)
 	}
 	if err == nil {
