@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -217,31 +218,124 @@ func (slow) Read([]byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
-// A few pods of somebody that begin reviews all the time, and send nothing, delay the API server; they do not keep it out.
+// Pods of somebody that begin reviews all the time, and send nothing, delay the API server; they do not keep it out, however many
+// they are, and whether each promises little or much.
 func TestSlowPeersKeepNobodyOut(t *testing.T) {
+	for _, c := range []struct{ peers, each, length int }{
+		{4, 3, maxReview}, {6, 3, maxReview}, {40, 1, maxReview}, {40, 3, maxReview}, {20, 40, minReview},
+	} {
+		t.Run(fmt.Sprintf("peers=%d/each=%d/bytes=%d", c.peers, c.each, c.length), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := params(t, Settings{})
+				h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}})
+				ctx, stop := context.WithCancel(t.Context())
+				var slows sync.WaitGroup
+				defer slows.Wait()
+				defer stop()
+				for i := range c.peers * c.each {
+					slows.Go(func() {
+						for ctx.Err() == nil {
+							r := httptest.NewRequest(http.MethodPost, "/inject", slow{})
+							r.Header.Set("Content-Type", "application/json")
+							r.ContentLength, r.RemoteAddr = int64(c.length), fmt.Sprintf("10.0.0.%d:1", i%c.peers)
+							h.ServeHTTP(httptest.NewRecorder(), r)
+						}
+					})
+				}
+				for range 5 {
+					synctest.Wait()
+					start := time.Now()
+					if r := from(h, "10.0.1.1", bigPod("app", 200, 20_000)); r.Code != http.StatusOK {
+						t.Errorf("after %v %d %s", time.Since(start), r.Code, r.Body)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Who was given least goes first: a peer that asks for little is not behind others for each time that it asks.
+func TestWhoWasGivenLeastGoesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := params(t, Settings{})
-		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}})
-		ctx, stop := context.WithCancel(t.Context())
-		var slows sync.WaitGroup
-		defer slows.Wait()
-		defer stop()
-		for i := range 4 * 3 {
-			slows.Go(func() {
-				for ctx.Err() == nil {
-					r := httptest.NewRequest(http.MethodPost, "/inject", slow{})
-					r.Header.Set("Content-Type", "application/json")
-					r.ContentLength, r.RemoteAddr = maxReview, fmt.Sprintf("10.0.0.%d:1", i%4)
-					h.ServeHTTP(httptest.NewRecorder(), r)
+		const all, big, small = 8 << 20, 4 << 20, 64 << 10
+		b := newBudget[string](all)
+		var order [5][]string // who was given something, by second
+		var given sync.WaitGroup
+		var mu sync.Mutex // guards order
+		began := time.Now()
+		ask := func(of string, n int64) {
+			given.Go(func() {
+				release, err := b.acquire(t.Context(), of, n)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				at := &order[time.Since(began)/time.Second]
+				*at = append(*at, of)
+				mu.Unlock()
+				time.Sleep(time.Second)
+				release()
+			})
+			synctest.Wait()
+		}
+		for _, of := range []string{"a", "b", "c", "d", "e", "a", "b"} {
+			ask(of, big)
+		}
+		for range 3 {
+			ask("api", small)
+		}
+		given.Wait()
+		for i := range order {
+			slices.Sort(order[i])
+		}
+		if got, want := fmt.Sprint(order), "[[a b] [api api api c] [d e] [a b] []]"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		if len(b.shares) > 0 {
+			t.Errorf("%d peers are remembered for ever", len(b.shares))
+		}
+	})
+}
+
+// A queue has an end, and who gives up leaves it.
+func TestQueuesEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBudget[string](2 * minReview)
+		release, err := b.acquire(t.Context(), "a", minReview)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var waiting sync.WaitGroup
+		for range maxQueue {
+			waiting.Go(func() {
+				if _, err := b.acquire(ctx, "a", minReview); err == nil {
+					t.Error("there was room")
 				}
 			})
 		}
-		for range 5 {
-			synctest.Wait()
-			start := time.Now()
-			if r := from(h, "10.0.1.1", bigPod("app", 200, 20_000)); r.Code != http.StatusOK {
-				t.Errorf("after %v %d %s", time.Since(start), r.Code, r.Body)
-			}
+		synctest.Wait()
+		if _, err := b.acquire(t.Context(), "a", minReview); err != errFull {
+			t.Errorf("one more: %v", err)
+		}
+		if _, err := b.try("a", minReview); err != errFull {
+			t.Errorf("without a wait: %v", err)
+		}
+		other, err := b.acquire(t.Context(), "b", minReview)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		waiting.Wait()
+		other()
+		release()
+		if release, err = b.try("a", minReview); err != nil {
+			t.Fatalf("nobody waits any more: %v", err)
+		}
+		release()
+		if len(b.shares) > 0 {
+			t.Errorf("%d peers are remembered for ever", len(b.shares))
 		}
 	})
 }
