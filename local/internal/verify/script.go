@@ -119,8 +119,8 @@ type row struct {
 type action struct {
 	line
 	command
-	uses       []line // checks, and what keeps the output or prints it
-	judgesCode bool   // there is a `code` among the uses
+	uses []line   // checks, and what keeps the output or prints it
+	ends []string // the codes of a `code` among the uses
 }
 
 // script is what was read and found to be without fault.
@@ -184,7 +184,7 @@ func read(name string, text []byte, dir string) (*script, error) {
 				s.deviations = append(s.deviations, d)
 			}
 		case "code":
-			last.judgesCode = true
+			last.ends = args
 		case "keep":
 			kept[args[0]], unused[args[0]] = true, l
 		case "same", "differs":

@@ -6,8 +6,9 @@
 //	needs peer                         leaves the row out where there is no unmodified istioctl
 //	run 'shell line'                   runs a line as the document has it, to look at something
 //	do 'shell line'                    the same, to change something
-//	until 30s 'shell line' REGEXP…     runs a line again and again until its output matches all; the try that does so has
-//	                                   ended 30 s after the line before, and one that goes on longer is killed
+//	until 30s 'shell line' REGEXP…     runs a line again and again until its output matches all and it ends with 0, or as a
+//	                                   `code` after it says; the try that does so has ended 30 s after the line before, and
+//	                                   one that goes on longer is killed
 //	until 30s@NAME 'shell line' REGEXP… the same, 30 s after an earlier `event NAME`
 //	out REGEXP…, notout REGEXP…        what the last line printed (both streams), line anchors as in (?m)
 //	count N REGEXP                     how many of its lines match
@@ -177,6 +178,7 @@ type run struct {
 	current *Row
 	output  string // of the last line
 	code    int
+	ends    []string // with which codes the line under way shall end
 	kept    map[string]string
 	events  map[string]time.Time
 	loads   map[string]*load // under way
@@ -217,12 +219,13 @@ func (r *run) look(spec *row) {
 
 func (r *run) act(a *action) {
 	args := a.words[1:]
+	r.ends = a.ends
 	if a.role == changes && r.o.LookOnly {
 		r.output, r.code = "", notDone
 	} else {
 		a.act(r, args)
 	}
-	if (a.role == looks || a.role == changes) && !a.judgesCode && r.code != 0 && r.code != notDone {
+	if (a.role == looks || a.role == changes) && len(a.ends) == 0 && r.code != 0 && r.code != notDone {
 		r.red(fmt.Sprintf("exit code %d", r.code))
 	}
 	for _, u := range a.uses {
@@ -322,14 +325,20 @@ var commands = map[string]command{
 func (r *run) until(a []string) {
 	limit, event, named := strings.Cut(a[0], "@")
 	bound, _ := time.ParseDuration(limit) // the script was read
-	from := time.Now()
+	from, ends := time.Now(), r.ends
 	if named {
 		from = r.events[event]
+	}
+	if len(ends) == 0 {
+		ends = []string{"0"}
 	}
 	for end := from.Add(bound); ; {
 		r.shell(a[1], end)
 		took := time.Since(from)
 		m := missing(r.output, a[2:])
+		if m == "" && !slices.Contains(ends, strconv.Itoa(r.code)) {
+			m = "exit code " + strings.Join(ends, " or ")
+		}
 		switch {
 		case m == "" && took <= bound:
 			return

@@ -257,6 +257,32 @@ out one
 	}
 }
 
+// What is waited for is seen when it has ended as it should, too: with 0, or as the row asks.
+func TestUntilMindsHowALineEnds(t *testing.T) {
+	if got := red(t, Options{}, `
+row A 'it prints what is wanted, and fails'
+until 50ms 'echo done; exit 3' done
+row B 'the same, once more'
+do 'touch $W/b'
+until 10s 'echo done; rm $W/b && exit 3; true' done
+row C 'it fails as it is to'
+until 10s 'echo done; exit 3' done
+code 2 3
+row D 'it fails otherwise'
+until 50ms 'echo done; exit 4' done
+code 2 3
+row E 'it is to fail, and does not'
+until 50ms 'echo done' done
+code 1
+row F 'the asked code is of that line alone'
+until 10s 'echo done; exit 3' done
+code 3
+until 50ms 'echo done; exit 3' done
+`); got != "ADEF" {
+		t.Errorf("red are %s, want ADEF", got)
+	}
+}
+
 // A bound is held by the end of what was seen, from the event that it speaks of, and what hangs is killed.
 func TestTimeBounds(t *testing.T) {
 	began := time.Now()
