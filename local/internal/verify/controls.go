@@ -3,12 +3,14 @@ package verify
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os/exec"
 	"slices"
 	"strings"
 	"text/template"
+	"time"
 )
 
 // Control is a negative control: what is broken on a cluster on which S0 was run, and exactly which rows of a script must
@@ -80,25 +82,21 @@ func Controls() []Control {
 	}
 }
 
+// mendWithin is how long mending may take: a rollout of all that runs, twice.
+const mendWithin = 10 * time.Minute
+
 // RunControls breaks and mends one thing after the other on a cluster on which S0 was run, and compares the red rows.
 // The error names the controls that did not come out as they must.
 func RunControls(ctx context.Context, o Options, controls []Control) error {
 	var wrong []string
 	for _, c := range append(slices.Clone(controls), Control{Name: "none", Script: "checks"}) {
-		o.Script = c.Script
 		fmt.Fprintf(o.Out, "\nControl %s of %s: red must be exactly %s\n", c.Name, c.Script, strings.Join(c.Red, ", "))
-		if err := o.sh(ctx, c.Break); err != nil {
-			return fmt.Errorf("break %s: %w", c.Name, err)
-		}
-		rows, err := Run(ctx, o)
+		rows, err := o.control(ctx, c)
 		if err != nil {
 			return err
 		}
 		if err := Judge(o.Out, rows, c.Red); err != nil {
 			wrong = append(wrong, fmt.Sprintf("%s: %v", c.Name, err))
-		}
-		if err := o.sh(ctx, c.Mend); err != nil {
-			return fmt.Errorf("mend %s: %w", c.Name, err)
 		}
 	}
 	if len(wrong) > 0 {
@@ -111,7 +109,27 @@ func RunControls(ctx context.Context, o Options, controls []Control) error {
 	return nil
 }
 
-// sh runs shell lines with the names filled in.
+// control looks while something is broken. It mends that whatever comes in between: a run that is interrupted must not leave the
+// cluster broken, nor one that broke half of it.
+func (o Options) control(ctx context.Context, c Control) (rows []Row, err error) {
+	o.Script = c.Script
+	defer func() {
+		mending, cancel := context.WithTimeout(context.WithoutCancel(ctx), mendWithin)
+		defer cancel()
+		if ctx.Err() != nil {
+			fmt.Fprintf(o.Out, "\nInterrupted; what control %s broke is mended first\n", c.Name)
+		}
+		if merr := o.sh(mending, c.Mend); merr != nil {
+			err = errors.Join(err, fmt.Errorf("mend %s, or the cluster stays broken: %w", c.Name, merr))
+		}
+	}()
+	if err := o.sh(ctx, c.Break); err != nil {
+		return nil, fmt.Errorf("break %s: %w", c.Name, err)
+	}
+	return Run(ctx, o)
+}
+
+// sh runs shell lines with the names filled in, in a group of their own: an interrupt from the terminal is for us.
 func (o Options) sh(ctx context.Context, text string) error {
 	lines, err := fill(library+text, o.Names)
 	if err != nil {
@@ -120,7 +138,11 @@ func (o Options) sh(ctx context.Context, text string) error {
 	cmd := exec.CommandContext(ctx, "bash", "-c", string(lines))
 	cmd.Dir = o.Checkout
 	cmd.Env = append(cmd.Environ(), "PATH="+o.path(), "KUBECONFIG="+o.Kubeconfig)
+	alone(cmd)
 	out, err := cmd.CombinedOutput()
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w: %s", text, err, out)
 	}

@@ -387,9 +387,7 @@ func (r *run) shell(line string, end time.Time) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "bash", "-c", line)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = r.o.Checkout, r.env, &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = pipesEnd
+	alone(cmd)
 	err := cmd.Run()
 	r.output, r.code = stdout.String()+stderr.String(), 0
 	switch exit := (*exec.ExitError)(nil); {
@@ -403,6 +401,13 @@ func (r *run) shell(line string, end time.Time) {
 	if r.o.Verbose {
 		fmt.Fprint(r.o.Out, r.output)
 	}
+}
+
+// alone has a command run in a process group of its own, all of which is killed when its context ends.
+func alone(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = pipesEnd
 }
 
 // red notes the first thing of a row that was not as wanted.

@@ -474,6 +474,60 @@ func TestLeftOut(t *testing.T) {
 	}
 }
 
+// What a control breaks it mends, also where the run is interrupted, or breaking fails half-way.
+func TestControlsMend(t *testing.T) {
+	s0, err := Document("s0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		breaks     string
+		interrupts bool
+	}{
+		"interrupted while it looks":   {"touch $BROKEN", true},
+		"interrupted while it breaks":  {"touch $BROKEN && echo >$PIPE && sleep 60", true},
+		"breaking fails in the middle": {"touch $BROKEN && false", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			broken, pipe := filepath.Join(dir, "broken"), filepath.Join(dir, "pipe")
+			if err := unix.Mkfifo(pipe, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			out := writer(func(b []byte) {
+				if tt.interrupts && bytes.HasPrefix(b, []byte("ITEM")) {
+					cancel()
+				}
+			})
+			if strings.Contains(tt.breaks, "$PIPE") {
+				go func() {
+					_, _ = os.ReadFile(pipe) // until the line has come so far
+					cancel()
+				}()
+			}
+			began := time.Now()
+			env := strings.NewReplacer("$BROKEN", broken, "$PIPE", pipe).Replace
+			err := RunControls(ctx, Options{Names: s0, Checkout: t.TempDir(), Out: out}, []Control{
+				{Name: "one", Script: "checks", Break: env(tt.breaks), Mend: env("rm $BROKEN")},
+				{Name: "two", Script: "checks", Break: env("touch $BROKEN.two"), Mend: "true"},
+			})
+			if err == nil || tt.interrupts != errors.Is(err, context.Canceled) {
+				t.Errorf("the run ends with %v", err)
+			}
+			for _, left := range []string{broken, broken + ".two"} {
+				if _, err := os.Stat(left); err == nil {
+					t.Errorf("%s is there", left)
+				}
+			}
+			if took := time.Since(began); took > 30*time.Second {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+}
+
 // Each script has a control that makes rows of it red, or says why it needs none.
 func TestScriptsHaveControls(t *testing.T) {
 	controls := map[string]bool{}
