@@ -65,6 +65,18 @@ func (p *Pipeline) unmade(f graph.Fault) mesh.Finding {
 		service(k.Service)
 	case mesh.ServiceKey:
 		service(k)
+	case resolve.Chain:
+		for _, row := range p.tables.Services.All() {
+			if strings.HasSuffix(k.Cluster, "|"+row.Key.Host) || strings.HasPrefix(k.Route, row.Key.Host+":") {
+				about = row.Val.Ref
+			}
+		}
+	case resolve.Content: // of a virtual host, which several views of a service may have
+		for _, row := range p.hosts.All() {
+			if row.Val.ID == k {
+				about = row.Val.Owner.Ref
+			}
+		}
 	}
 	why, _, _ := strings.Cut(f.Err.Error(), "\n")
 	return mesh.Finding{About: about, Reason: "NotMade", Message: fmt.Sprintf(

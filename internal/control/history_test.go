@@ -1,6 +1,7 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -10,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	corev1 "k8s.io/api/core/v1"
@@ -27,8 +30,10 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/resolve"
+	"github.com/heddle-mesh/heddle/internal/xds"
 )
 
 // dice makes random objects of a small world, so that they often concern each other.
@@ -526,6 +531,115 @@ func TestBadObjectHurtsNoOther(t *testing.T) {
 	if got := unmade(); len(got) > 0 {
 		t.Errorf("findings are %v after the rule is gone", got)
 	}
+}
+
+// A part of a composite that cannot be made leaves in it what was there: without it requests would go where unknown ones do, in
+// plain text, and connections past what a policy says. All else goes on, and the finding names the service.
+func TestUnmadePartStaysAsItWas(t *testing.T) {
+	c := newRegion(10, 20, 1)
+	h := held{}
+	h.apply(c.published)
+	group := groupOf(resolve.Layer{Mesh: "a"})
+	hosts := func() map[string][]string {
+		m := &routev3.RouteConfiguration{}
+		r := h[group][routeType]["80"]
+		if err := proto.Unmarshal(r.Any().GetValue(), m); err != nil {
+			t.Fatal(err)
+		}
+		out := map[string][]string{}
+		for _, v := range m.GetVirtualHosts() {
+			out[v.GetName()] = v.GetDomains()
+		}
+		return out
+	}
+	const name = "s0.n0.svc.cluster.local:80"
+	before := hosts()[name]
+	alias := func(name, to string) mesh.ObjectKey {
+		k := mesh.ObjectKey{Cluster: "c1", Namespace: "n1", Name: name}
+		c.Sources.Services.Set(k, &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: to}})
+		return k
+	}
+	bad := alias("no\nname", "s0.n0.svc.cluster.local") // what Envoy refuses as a domain
+	alias("good", "s2.n2.svc.cluster.local")
+	c.graph.Step()
+	h.apply(c.published)
+	if now := hosts()[name]; len(before) == 0 || !slices.Equal(before, now) {
+		t.Errorf("the host has domains %q, had %q", now, before)
+	}
+	if now := hosts()["s2.n2.svc.cluster.local:80"]; !slices.Contains(now, "good.n1.svc.cluster.local") {
+		t.Errorf("another service's change is not sent: %q", now)
+	}
+	var found []string
+	for _, f := range c.Findings() {
+		found = append(found, f.About.String()+" "+f.Reason)
+	}
+	if !slices.Equal(found, []string{"Service n0/s0 NotMade"}) {
+		t.Errorf("findings are %q", found)
+	}
+	c.build(20)
+	c.graph.Step()
+	h.apply(c.published)
+	if now := hosts(); !slices.Equal(before, now[name]) || len(now["s20.n0.svc.cluster.local:80"]) == 0 {
+		t.Errorf("after another service has come, the host has domains %q", now[name])
+	}
+	c.Sources.Services.Delete(bad)
+	c.graph.Step()
+	if left := c.Findings(); len(left) > 0 {
+		t.Errorf("findings are %v after it is gone", left)
+	}
+}
+
+// What could not be made names its service, whatever part of it that is.
+func TestUnmadeNamesItsService(t *testing.T) {
+	c := newRegion(10, 20, 1)
+	for _, k := range []any{
+		resolve.Chain{Cluster: "outbound|80||s0.n0.svc.cluster.local"},
+		resolve.Chain{Route: "s0.n0.svc.cluster.local:80", Sniffed: true},
+		resolve.ClusterKey{Service: mesh.ServiceKey{Mesh: "a", Namespace: "n0", Host: "s0.n0.svc.cluster.local"}},
+	} {
+		if got := c.unmade(graph.Fault{Key: k, Err: errors.New("no")}).About.String(); got != "Service n0/s0" {
+			t.Errorf("%+v is about %s", k, got)
+		}
+	}
+	if got := c.unmade(graph.Fault{Key: resolve.Chain{Route: "80"}, Err: errors.New("no")}).About.String(); got != "Mesh a" {
+		t.Errorf("the listener of all requests is about %s", got)
+	}
+}
+
+// A composite that lacks a part is not made: where there was one of before, that stays.
+func TestCompositeWaitsForItsParts(t *testing.T) {
+	g, p := graph.New(graph.Options{}), &Pipeline{}
+	parts := graph.NewSource[string, []xds.Fragment](g, "parts", nil)
+	specs := graph.NewSource[string, resolve.HostSpec](g, "specs", nil)
+	at := place{"group", "k"}
+	once(p, g, "x", listenerType, specs.Table, func(string, resolve.HostSpec) place { return at },
+		func(r *graph.Reader, s resolve.HostSpec) (xds.Resource, bool) {
+			f, ok := gather(r, parts.Table, s.Domains)
+			return xds.Raw(listenerType, "k", []byte(fmt.Sprint(len(f)))), ok
+		})
+	step := func(what string, want string, domains ...string) {
+		t.Helper()
+		if domains != nil {
+			specs.Set("k", resolve.HostSpec{Domains: domains})
+		}
+		g.Step()
+		r, ok := p.placed[0].table.Lookup(at)
+		if ok != (want != "") || ok && string(r.Any().GetValue()) != want {
+			t.Errorf("%s: there is %q, %v; want %q", what, r.Any().GetValue(), ok, want)
+		}
+	}
+	one := make([]xds.Fragment, 1)
+	step("before any part", "", "a")
+	parts.Set("a", one)
+	step("its part has come", "1")
+	step("it wants one more", "1", "a", "b")
+	step("and another", "1", "a", "b", "c")
+	parts.Set("b", one)
+	parts.Set("c", one)
+	step("they have come", "3")
+	parts.Delete("c")
+	step("one is gone", "3")
+	step("it is no longer wanted", "2", "a", "b")
 }
 
 // Whatever a round does meanwhile, a client of a pod that has its own network needs an inbound side: its groups are never put

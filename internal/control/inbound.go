@@ -50,10 +50,10 @@ func (p *Pipeline) sides(g *graph.Graph) {
 	p.place(listenerType, graph.Derive(g, "composed.inbound", specs, sealedOnce,
 		func(r *graph.Reader, k resolve.InboundKey, s resolve.InboundSpec, emit func(place, xds.Resource)) {
 			config := t.ConfigOf(r, p.id)
-			var parts []xds.Fragment
-			for _, port := range s.Ports {
-				f, _ := graph.Get(r, chains, port)
-				parts = append(parts, f...)
+			parts, ok := gather(r, chains, s.Ports)
+			if !ok { // a port without its chains would be open to what those of all ports accept
+				r.Keep()
+				return
 			}
 			in, out := envoy.InboundListener(s, resolve.ProxyOf(config)), envoy.VirtualOutbound(resolve.ProxyOf(config), s.IPv6)
 			emit(place{inboundGroup(p.id, k), in.GetName()}, compose(listenerType, in.GetName(), origin(s, config), in, parts))

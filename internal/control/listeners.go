@@ -48,15 +48,11 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 		})
 	once(p, g, "listeners", listenerType, specs,
 		func(k resolve.ListenerKey, _ resolve.ListenerSpec) place { return place{groupOf(k.Layer), k.Name} },
-		func(r *graph.Reader, s resolve.ListenerSpec) xds.Resource {
+		func(r *graph.Reader, s resolve.ListenerSpec) (xds.Resource, bool) {
 			if s.Hidden {
-				return xds.Hidden(s.Name, s.Origin)
+				return xds.Hidden(s.Name, s.Origin), true
 			}
-			var parts []xds.Fragment
-			for _, c := range s.Chains {
-				f, _ := graph.Get(r, chains, c)
-				parts = append(parts, f...)
-			}
-			return compose(listenerType, s.Name, s.Origin, envoy.Listener(s, resolve.ProxyOf(t.ConfigOf(r, p.id))), parts)
+			parts, ok := gather(r, chains, s.Chains)
+			return compose(listenerType, s.Name, s.Origin, envoy.Listener(s, resolve.ProxyOf(t.ConfigOf(r, p.id))), parts), ok
 		})
 }

@@ -47,6 +47,7 @@ type Pipeline struct {
 	scopes   *graph.Table[mesh.WorkloadKey, resolve.Scope]
 	proxies  *graph.Table[mesh.WorkloadKey, proxy]
 	placed   []placement
+	hosts    *graph.Table[resolve.HostKey, resolve.Host] // as they should be
 	faults   func() []graph.Fault
 }
 

@@ -42,9 +42,9 @@ func put[K comparable, S any](r *graph.Reader, at place, k K, specs *graph.Table
 	}
 }
 
-// once builds the resources of specs, one for each content, whatever number of layers has it.
+// once builds the resources of specs, one for each content, whatever number of layers has it. One that lacks a part is not made.
 func once[K comparable, S contents](p *Pipeline, g *graph.Graph, name, typeURL string, specs *graph.Table[K, S],
-	at func(K, S) place, render func(*graph.Reader, S) xds.Resource,
+	at func(K, S) place, render func(*graph.Reader, S) (whole xds.Resource, ok bool),
 ) {
 	ids := graph.Derive(g, name+".contents", specs, graph.TableOptions[resolve.Content]{},
 		func(_ *graph.Reader, k K, s S, emit func(K, resolve.Content)) { emit(k, s.Content()) })
@@ -55,7 +55,11 @@ func once[K comparable, S contents](p *Pipeline, g *graph.Graph, name, typeURL s
 		})
 	composed := graph.Derive(g, "composed."+name, distinct, sealedOnce,
 		func(r *graph.Reader, id resolve.Content, s S, emit func(resolve.Content, xds.Resource)) {
-			emit(id, render(r, s))
+			if res, ok := render(r, s); ok {
+				emit(id, res)
+			} else {
+				r.Keep()
+			}
 		})
 	p.place(typeURL, graph.Derive(g, "placed."+name, ids, sealedOnce,
 		func(r *graph.Reader, k K, id resolve.Content, emit func(place, xds.Resource)) {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -17,9 +18,6 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.HostKey, resolve.Host)) {
 			resolve.Hosts(r, t, s, emit)
 		})
-	byPort := graph.NewIndex(hosts, "hosts.port", func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
-		return []resolve.PortKey{{Port: k.Port, Cluster: k.Cluster, Client: k.Client}}
-	})
 	distinct := graph.Derive(g, "hosts.distinct", hosts, graph.TableOptions[resolve.HostSpec]{},
 		func(_ *graph.Reader, _ resolve.HostKey, h resolve.Host, emit func(resolve.Content, resolve.HostSpec)) {
 			emit(h.ID, h.HostSpec)
@@ -28,6 +26,27 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		func(_ *graph.Reader, k resolve.Content, s resolve.HostSpec, emit func(resolve.Content, []xds.Fragment)) {
 			emit(k, fragments(virtualHosts, envoy.Host(s)))
 		})
+	// What cannot be rendered stays as it was made last: left out, its requests would go where those for unknown hosts do.
+	made := graph.Derive(g, "hosts.made", hosts, graph.TableOptions[resolve.Host]{},
+		func(r *graph.Reader, k resolve.HostKey, h resolve.Host, emit func(resolve.HostKey, resolve.Host)) {
+			if _, ok := graph.Get(r, rendered, h.ID); ok {
+				emit(k, h)
+			} else {
+				r.Keep()
+			}
+		})
+	parts := graph.Derive(g, "hosts.parts", made, freshFragment,
+		func(r *graph.Reader, _ resolve.HostKey, h resolve.Host, emit func(resolve.Content, []xds.Fragment)) {
+			if f, ok := graph.Get(r, rendered, h.ID); ok {
+				emit(h.ID, f)
+			} else {
+				r.Keep()
+			}
+		})
+	p.hosts = hosts
+	byPort := graph.NewIndex(made, "hosts.port", func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
+		return []resolve.PortKey{{Port: k.Port, Cluster: k.Cluster, Client: k.Client}}
+	})
 	catchAll := graph.Derive(g, "rendered.hosts.fixed", t.Config, freshFragment,
 		func(_ *graph.Reader, id mesh.ID, c mesh.Config, emit func(mesh.ID, []xds.Fragment)) {
 			emit(id, fragments(virtualHosts, envoy.CatchAll(resolve.ProxyOf(c))))
@@ -46,17 +65,21 @@ func (p *Pipeline) routes(g *graph.Graph) {
 		}))
 	once(p, g, "routes", routeType, specs,
 		func(k resolve.RouteKey, s resolve.RouteSpec) place { return place{groupOf(k.Layer), s.Name} },
-		func(r *graph.Reader, s resolve.RouteSpec) xds.Resource {
-			var parts []xds.Fragment
+		func(r *graph.Reader, s resolve.RouteSpec) (xds.Resource, bool) {
+			whole := slices.DeleteFunc(slices.Clone(s.Hosts), func(h resolve.Content) bool { _, cut := s.Cut[h]; return cut })
+			if _, ok := gather(r, parts, whole); !ok {
+				return xds.Resource{}, false
+			}
+			var all []xds.Fragment
 			for _, h := range s.Hosts {
-				f, _ := graph.Get(r, rendered, h)
+				f, _ := graph.Get(r, parts, h)
 				if cut, ok := s.Cut[h]; ok {
 					f = fragments(virtualHosts, envoy.Host(cut))
 				}
-				parts = append(parts, f...)
+				all = append(all, f...)
 			}
-			last, _ := graph.Get(r, catchAll, p.id)
-			return compose(routeType, s.Name, strings.Join(s.Origins, ", "), envoy.Routes(s.Name), append(parts, last...))
+			last, ok := graph.Get(r, catchAll, p.id)
+			return compose(routeType, s.Name, strings.Join(s.Origins, ", "), envoy.Routes(s.Name), append(all, last...)), ok
 		})
 	sniffed := graph.Derive(g, "routes.sniffed", t.Services, graph.TableOptions[resolve.SniffedSpec]{},
 		func(r *graph.Reader, _ mesh.ServiceKey, s mesh.Service, emit func(resolve.ListenerKey, resolve.SniffedSpec)) {
