@@ -30,6 +30,10 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 					f := mesh.Finding{About: row.Val.Ref, Reason: "AddressTaken", Message: lost}
 					emit(findingKey{About: f.About, Message: f.Message}, f)
 				}
+				if row.Val.Nobodys {
+					f := mesh.Finding{About: row.Val.Ref, Reason: "AddressUnknown", Message: resolve.Unknown(row.Key)}
+					emit(findingKey{About: f.About, Message: f.Message}, f)
+				}
 			}
 		}))
 	specs := graph.Derive(g, "listeners", sockets, graph.TableOptions[resolve.ListenerSpec]{},

@@ -43,6 +43,7 @@ type Binding struct {
 	Addresses   []string // of the service, the primary one first: one listener has all of them that it gets
 	Listed      bool     // a slice names the address; it is not the service's own
 	Barred      string   // why it can't have the socket, whoever else wants it; empty: it can
+	Nobodys     bool     // no pod is known, or named, that has the address
 	All         bool     // everybody sees it; else Clients do
 	Clients     []string
 }
@@ -58,17 +59,17 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 	}
 	for _, p := range s.Ports {
 		b := Binding{Object: s.Object, Protocol: p.Protocol, All: s.Export.All, Clients: reach}
-		add := func(address mesh.Address) {
+		add := func(address mesh.Address, b Binding) {
 			emit(BindingKey{Socket{s.Key.Mesh, address, p.Number}, s.Key}, b)
 		}
 		if p.Protocol.IsHTTP() {
-			add(mesh.Address{})
+			add(mesh.Address{}, b)
 			continue
 		}
 		for _, own := range s.Records {
 			b.Object, b.Addresses = own.Object, own.Addresses
 			for _, a := range own.Addresses {
-				add(mesh.Address{Cluster: own.Ref.Cluster, IP: a})
+				add(mesh.Address{Cluster: own.Ref.Cluster, IP: a}, b)
 			}
 		}
 		if !s.Headless {
@@ -80,10 +81,23 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 			if !ok {
 				continue
 			}
+			b := b
 			b.Object, b.Addresses, b.Listed, b.Barred = own.Object, []string{a.IP}, true, barred(r, t, s, a)
-			add(a)
+			if _, unowned := slices.BinarySearchFunc(backends.Unowned, a, mesh.Address.Compare); unowned {
+				b.All, b.Clients, b.Nobodys = false, near(r, t, s), backends.Nobodys && b.Barred == ""
+			}
+			add(a, b)
 		}
 	}
+}
+
+// near are the clients who are told of an address that a service's slices list and no known pod of its namespace has: whose it
+// is nobody can tell, so that what the namespace says of it is for the namespace itself.
+func near(r *graph.Reader, t *Tables, s mesh.Service) []string {
+	if own := s.Key.Namespace; s.Export.Sees(own) && t.Used(r, s.Key.Mesh, own) {
+		return []string{own}
+	}
+	return nil
 }
 
 // barred says why a slice may not name an address for a service: slices are written by users, and what is another service's,
@@ -150,6 +164,12 @@ func winner(won []Won, client string) (Won, bool) {
 		}
 	}
 	return Won{}, false
+}
+
+// Unknown says that a service has a socket for its own namespace only.
+func Unknown(k BindingKey) string {
+	return fmt.Sprintf("port %d: connections to an address of its endpoints are its own for clients of namespace %s only, as no known pod of that namespace has it: "+
+		"what is nobody's may be anybody's", k.Socket.Port, k.Service.Namespace)
 }
 
 // Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does, or nobody can
