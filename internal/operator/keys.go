@@ -475,7 +475,7 @@ func (k key) sound(v any) any {
 	}
 	out, rivals := map[string]any{}, slices.Concat(k.rivals(m)...)
 	for name, v := range m {
-		if m[k.other[name]] != nil || slices.Contains(rivals, name) {
+		if meant, ok := k.other[name]; ok && m[meant] != nil || slices.Contains(rivals, name) {
 			continue
 		}
 		sub, _ := k.at(name) // the zero key takes anything

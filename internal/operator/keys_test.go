@@ -144,6 +144,17 @@ func TestTheLastClaimCountsWhileSelectorsCannotBeRead(t *testing.T) {
 	}
 }
 
+// What has no name takes nothing else with it, least of all the selectors.
+func TestAValueWithoutANameIsAlone(t *testing.T) {
+	rev := revisionOf("m", "sys")
+	rev.Spec.Version = DefaultVersion
+	rev.Spec.Values = &sailv1.Values{Raw: []byte(`{"":1,"pilot":{"":1,"replicaCount":3},"meshConfig":{"":1,"discoverySelectors":[{"matchLabels":{"d":"m"}}]}}`)}
+	p, err := NewPlane(rev, Images{}, "")
+	if err != nil || len(p.selectors) != 1 || p.settings.Pilot.ReplicaCount == nil {
+		t.Errorf("selectors %v, settings %+v, %v", p.selectors, p.settings, err)
+	}
+}
+
 // Of a mesh configuration in which two values stand for one, or one can be read by nobody, the field is named, and a stored
 // revision goes on with the rest.
 func TestOneUnreadableFieldStopsNoMesh(t *testing.T) {

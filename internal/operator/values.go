@@ -147,10 +147,6 @@ func readValues(v *sailv1.Values) (map[string]any, settings, error) {
 		return nil, settings{}, errors.Join(faults...)
 	}
 	t, _ = chart().sound(t).(map[string]any)
-	unread := meshFaults(t)
-	for name := range unread {
-		delete(asMap(t["meshConfig"]), name)
-	}
 	var s settings
 	j, err := json.Marshal(chart().read(t))
 	if err == nil {
@@ -158,6 +154,9 @@ func readValues(v *sailv1.Values) (map[string]any, settings, error) {
 	}
 	if err != nil {
 		return nil, settings{}, fmt.Errorf("spec.values: %w", err)
+	}
+	for name := range meshFaults(t) { // of what the control plane reads; the settings are read
+		delete(asMap(t["meshConfig"]), name)
 	}
 	return t, s, nil
 }
