@@ -311,7 +311,8 @@ ports: [{name: tcp, port: 95}]
 			t.Errorf("clients of %s have listeners %v, want %s", c, got, want)
 		}
 	}
-	wantText(t, "findings", w.found(), "")
+	wantText(t, "findings", w.found(), `
+c2 Service shop/set: AddressUnknown: port 95: connections to an address of its endpoints are its own for clients of namespace shop only, as no known pod of that namespace has it: what is nobody's may be anybody's`)
 }
 
 // A pod's address is its namespace's in its own cluster only.
@@ -334,7 +335,8 @@ ports: [{name: tcp, port: 95}]
 {kind: Pod, metadata: {name: web-9, namespace: shop}, status: {podIP: 10.0.0.9, phase: Running}}
 ---
 {kind: Service, metadata: {name: late, namespace: shop}, spec: {clusterIP: 10.96.0.8, ports: [{name: tcp, port: 95}]}}`)
-	wantText(t, "findings", w.found(), "")
+	wantText(t, "findings, none of which says that somebody has an address", w.found(), `
+c1 Service other/set: AddressUnknown: port 95: connections to an address of its endpoints are its own for clients of namespace other only, as no known pod of that namespace has it: what is nobody's may be anybody's`)
 }
 
 // Where all is in one cluster, a client of it has no more than before, and nothing is made for another.

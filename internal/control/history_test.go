@@ -539,7 +539,7 @@ func TestUnmadePartStaysAsItWas(t *testing.T) {
 	c := newRegion(10, 20, 1)
 	h := held{}
 	h.apply(c.published)
-	group := groupOf(resolve.Layer{Mesh: "a"})
+	group := groupOf(resolve.Layer{Mesh: "a", Cluster: "c1"})
 	hosts := func() map[string][]string {
 		m := &routev3.RouteConfiguration{}
 		r := h[group][routeType]["80"]

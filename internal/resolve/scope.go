@@ -215,9 +215,17 @@ type View struct {
 // for which that is not true.
 func SeenOf(r *graph.Reader, t *Tables, s mesh.Service) []View {
 	out := views(r, t, s)
-	if t.ConfigOf(r, s.Key.Mesh).Networks == nil {
-		return out
+	if t.ConfigOf(r, s.Key.Mesh).Networks != nil {
+		unreached(r, t, s, out)
 	}
+	if len(out) == 1 && out[0].Client == "" && out[0].Rule.Host == "" && out[0].Networks == nil {
+		return unruled
+	}
+	return out
+}
+
+// unreached notes in views from which networks some of a service's endpoints cannot be reached.
+func unreached(r *graph.Reader, t *Tables, s mesh.Service, out []View) {
 	for _, row := range graph.Find(r, t.Spread, s.Key) {
 		for i := range out {
 			for _, l := range graph.Find(r, t.NetworkLayers, Layer{Mesh: s.Key.Mesh, Namespace: out[i].Client}) {
@@ -227,7 +235,6 @@ func SeenOf(r *graph.Reader, t *Tables, s mesh.Service) []View {
 			}
 		}
 	}
-	return out
 }
 
 func views(r *graph.Reader, t *Tables, s mesh.Service) []View {
@@ -246,9 +253,6 @@ func views(r *graph.Reader, t *Tables, s mesh.Service) []View {
 		if v := (View{Client: ns, Rule: rules.of(ns)}); !same(v.Rule, everybody.Rule) {
 			out = append(out, v)
 		}
-	}
-	if len(out) == 1 && everybody.Rule.Host == "" {
-		return unruled
 	}
 	return out
 }
