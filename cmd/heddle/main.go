@@ -67,7 +67,7 @@ func discoveryCommand() *cobra.Command {
 		Use: "discovery", Short: "Run the control plane of one mesh", Hidden: true, Args: cobra.ArbitraryArgs,
 		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true},
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if o.Log, err = logger(level, asJSON); err != nil {
+			if o.Log, o.Level, err = logger(level, asJSON); err != nil {
 				return err
 			}
 			if os.Getenv("GOGC") == "" {
@@ -97,13 +97,13 @@ func operatorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "operator", Short: "Run the operator of a cluster", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := logger(level, asJSON)
+			log, now, err := logger(level, asJSON)
 			if err != nil {
 				return err
 			}
 			o := operator.Options{
 				Images:  operator.Images{Heddle: os.Getenv("HEDDLE_IMAGE"), Proxy: os.Getenv("HEDDLE_PROXY_IMAGE")},
-				Version: obs.Version, Namespace: os.Getenv("POD_NAMESPACE"), Log: log,
+				Version: obs.Version, Namespace: os.Getenv("POD_NAMESPACE"), Log: log, Level: now,
 			}
 			if o.Images.Heddle == "" || o.Images.Proxy == "" {
 				return errors.New("set HEDDLE_IMAGE and HEDDLE_PROXY_IMAGE: the images that meshes run from")
@@ -119,8 +119,9 @@ func operatorCommand() *cobra.Command {
 	return cmd
 }
 
-// logger reads Istio's level syntax, of which one scope exists here, and gives the libraries the same logger.
-func logger(level string, asJSON bool) (*slog.Logger, error) {
+// logger reads Istio's level syntax, of which one scope exists here, and gives the libraries the same logger. The level
+// may be changed later.
+func logger(level string, asJSON bool) (*slog.Logger, *obs.Level, error) {
 	l := "info"
 	for part := range strings.SplitSeq(level, ",") {
 		scope, value, ok := strings.Cut(part, ":")
@@ -135,11 +136,16 @@ func logger(level string, asJSON bool) (*slog.Logger, error) {
 	if asJSON {
 		format = "json"
 	}
-	log, err := obs.Logger(os.Stderr, format, l)
+	start, err := obs.ParseLevel(l)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	now := obs.NewLevel(start)
+	log, err := obs.Logger(os.Stderr, format, now)
+	if err != nil {
+		return nil, nil, err
 	}
 	klog.SetLogger(obs.Logr(log))
 	ctrllog.SetLogger(obs.Logr(log))
-	return log, nil
+	return log, now, nil
 }

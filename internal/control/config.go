@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,14 @@ func (c *config) injectorName() string { return "istio-sidecar-injector" + c.suf
 
 // params returns the injector's settings in force; nil before the first.
 func (c *config) params() *inject.Params { return c.parsed.Load() }
+
+// profiling is obs.Admin.Profiling: the mesh's values switch profiles on and off while the plane runs.
+func (c *config) profiling(context.Context) error {
+	if c.params().Profiling() {
+		return nil
+	}
+	return fmt.Errorf("profiles of this control plane are off: set spec.values.pilot.env.%s: \"true\" in Istio %s; nothing is restarted by that", inject.ProfilesEnv, c.Options.Mesh)
+}
 
 // first waits until the revision has its settings.
 func (c *config) first(ctx context.Context) (*inject.Params, error) {

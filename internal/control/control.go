@@ -50,7 +50,8 @@ type Options struct {
 	// xds.Server.Partial. 0: 10 s.
 	OpenWait time.Duration
 
-	Log *slog.Logger
+	Log   *slog.Logger
+	Level *obs.Level // of Log; nil: nobody can set it
 }
 
 func (o *Options) defaults() error {
@@ -69,6 +70,7 @@ func (o *Options) defaults() error {
 	set(&o.HTTPAddr, ":8080")
 	o.MaxConnectionAge = cmp.Or(o.MaxConnectionAge, 30*time.Minute)
 	o.OpenWait = cmp.Or(o.OpenWait, 10*time.Second)
+	o.Level = cmp.Or(o.Level, &obs.Level{})
 	var faults []error
 	if o.Mesh == "" {
 		faults = append(faults, errors.New("no mesh is named: set HEDDLE_MESH to the name of the Istio object"))
@@ -166,7 +168,10 @@ func (p *plane) start(ctx context.Context) error {
 		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
 		Clusters: home{p.cluster}, Members: admitted{members, pipeline.Trusted.Table}, Pods: pods, Refused: refused.note,
 	}
-	d := &debug{options: p.Options, pipeline: pipeline, meters: g.Meters}
+	d := &debug{
+		options: p.Options, pipeline: pipeline, meters: g.Meters,
+		admin: &obs.Admin{Log: p.Log, Level: p.Level, Profiling: config.profiling},
+	}
 	admission := &clients{rejected: refused.rejected, gate: p.gate, pipeline: pipeline, debug: d}
 	server = xds.NewServer(xds.Options{Log: p.Log, Types: pushOrder, Admit: admission.admit, ControlPlane: p.identifier()})
 	d.server = server

@@ -42,6 +42,7 @@ type debug struct {
 	server   *xds.Server
 	pipeline *Pipeline
 	meters   func() []graph.Meter
+	admin    *obs.Admin // whose pages do something: they are served over HTTP alone, where there are methods and time
 }
 
 // identifier is control_plane.identifier of debug answers; istioctl tells replicas apart by its ID.
@@ -189,27 +190,37 @@ func (d *debug) configDump(id string) []proto.Message {
 	return []proto.Message{clusters, listeners, routes}
 }
 
-// page returns a debug page, by path below /debug/ and query.
+// pages are what is to be read, by path below /debug/.
+func (d *debug) pages() map[string]func(url.Values) (any, int) {
+	return map[string]func(url.Values) (any, int){
+		"syncz": d.syncz, "clusterz": d.clusterz, "connections": d.connections,
+		"config_dump": d.configDumpPage, "why": d.why, "findings": d.findings, "tables": d.tables, "list": d.list,
+	}
+}
+
+// page returns what is to be read, by path below /debug/ and query.
 func (d *debug) page(path string) (code int, body []byte) {
 	path, query, _ := strings.Cut(strings.TrimPrefix(path, "/debug/"), "?")
 	values, _ := url.ParseQuery(query) // what cannot be parsed is not there
-	pages := map[string]func(url.Values) (any, int){
-		"syncz": d.syncz, "clusterz": d.clusterz, "connections": d.connections,
-		"config_dump": d.configDumpPage, "why": d.why, "findings": d.findings, "tables": d.tables,
+	if f := d.pages()[path]; f != nil {
+		return encode(f(values))
 	}
-	if path == "list" {
-		names := make([]string, 0, len(pages))
-		for n := range pages {
-			names = append(names, "/debug/"+n)
-		}
-		slices.Sort(names)
-		return encode(names, http.StatusOK)
+	if d.admin.Pages()[path] != nil {
+		return encode("page "+path+" is served over HTTP, on port 15014", http.StatusNotFound)
 	}
-	f := pages[path]
-	if f == nil {
-		return http.StatusNotFound, []byte("404 page not found\n")
+	return http.StatusNotFound, []byte("404 page not found\n")
+}
+
+func (d *debug) list(url.Values) (any, int) {
+	var names []string
+	for n := range d.pages() {
+		names = append(names, "/debug/"+n)
 	}
-	return encode(f(values))
+	for n := range d.admin.Pages() {
+		names = append(names, "/debug/"+n)
+	}
+	slices.Sort(names)
+	return names, http.StatusOK
 }
 
 func encode(v any, code int) (int, []byte) {

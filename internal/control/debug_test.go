@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,11 +77,12 @@ type hall struct {
 	conn      *grpc.ClientConn
 	refused   chan identity.Refusal
 	rejected  chan rejection
+	profiling atomic.Pointer[string] // why profiles may not be taken; nil: they may
 }
 
 func newHall(t *testing.T) *hall {
 	t.Helper()
-	o := Options{Mesh: "one", Namespace: system, Revision: "default", Cluster: "c1", PodName: "istiod-1", APIVersion: "v1.30.3", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	o := Options{Mesh: "one", Namespace: system, Revision: "default", Cluster: "c1", PodName: "istiod-1", APIVersion: "v1.30.3", Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Level: &obs.Level{}}
 	h := &hall{world: newWorld("one"), plane: &plane{Options: o, registry: obs.Registry()}, refused: make(chan identity.Refusal, 100), rejected: make(chan rejection, 100)}
 	pods := newPods(h.Pipeline)
 	h.gate = &identity.Gate{
@@ -87,7 +90,13 @@ func newHall(t *testing.T) *hall {
 		Clusters: tokens{}, Members: namespaces{system, "shop"}, Pods: pods,
 		Refused: func(_ context.Context, r identity.Refusal) { h.refused <- r },
 	}
-	d := &debug{options: o, pipeline: h.Pipeline, meters: h.graph.Meters}
+	h.profiling.Store(new("profiles are off here"))
+	d := &debug{options: o, pipeline: h.Pipeline, meters: h.graph.Meters, admin: &obs.Admin{Log: o.Log, Level: o.Level, Profiling: func(context.Context) error {
+		if why := h.profiling.Load(); why != nil {
+			return errors.New(*why)
+		}
+		return nil
+	}}}
 	h.admission = &clients{rejected: func(_ context.Context, r rejection) { h.rejected <- r }, gate: h.gate, pipeline: h.Pipeline, debug: d}
 	h.server = xds.NewServer(xds.Options{Log: o.Log, Types: pushOrder, Admit: h.admission.admit, ControlPlane: o.identifier()})
 	d.server = h.server
@@ -416,10 +425,11 @@ func TestPresence(t *testing.T) {
 	})
 }
 
-// Port 15014, by path, by where the caller is, and by its token.
+// Port 15014, by path, by where the caller is, and by its token: all that it serves.
 func TestMonitoring(t *testing.T) {
 	h := newHall(t)
 	h.ready.Store(true)
+	h.gate.Refused = nil // more than its channel holds
 	const (
 		none  = ""
 		ours  = system + ":istiod::istio-ca"
@@ -438,6 +448,8 @@ func TestMonitoring(t *testing.T) {
 		return out
 	}
 	always := func(code int) map[string]int { return map[string]int{none: code, ours: code, other: code, wrong: code} }
+	refused := func(code int) map[string]int { return map[string]int{none: 401, ours: code, other: 401, wrong: 401} }
+	rows := map[string]bool{}
 	for _, c := range []struct {
 		path            string
 		loopback, other map[string]int // code by token
@@ -455,17 +467,30 @@ func TestMonitoring(t *testing.T) {
 		{"/debug/findings", ok(ours), always(404), "[]"},
 		{"/debug/../debug/list", ok(ours), always(404), "/debug/why"},
 		{"/debug/syncz/../list", ok(ours), always(404), "/debug/why"},
-		{"/debug/config_dump", map[string]int{none: 401, ours: 400, other: 401, wrong: 401}, always(404), noProxyID},
-		{"/debug/config_dump?proxyID=x.shop", map[string]int{none: 401, ours: 404, other: 401, wrong: 401}, always(404), notConnected},
-		{"/debug/why?proxyID=x.shop", map[string]int{none: 401, ours: 404, other: 401, wrong: 401}, always(404), notConnected},
-		{"/debug/syncz%3Fx", map[string]int{none: 401, ours: 200, other: 401, wrong: 401}, always(404), "[]"},
-		{"/debug/pprof/heap", map[string]int{none: 401, ours: 404, other: 401, wrong: 401}, always(404), ""},
+		{"/debug/config_dump", refused(400), always(404), noProxyID},
+		{"/debug/config_dump?proxyID=x.shop", refused(404), always(404), notConnected},
+		{"/debug/why?proxyID=x.shop", refused(404), always(404), notConnected},
+		{"/debug/syncz%3Fx", refused(404), always(404), ""},
+		{"/debug/log", ok(ours), always(404), `{"level":"info","start":"info"}`},
+		{"PUT /debug/log?level=info", ok(ours), always(404), `{"level":"info","start":"info"}`},
+		{"DELETE /debug/log", ok(ours), always(404), `{"level":"info","start":"info"}`},
+		{"/debug/profile?type=heap", refused(403), always(404), "profiles are off here"}, // until they are switched on
+		{"/debug/profile?seconds=61", refused(400), always(404), "from 1 to 60"},
+		{"/debug/profile/", refused(403), always(404), "profiles are off here"},
+		{"/debug/pprof/heap", refused(404), always(404), ""},
+		{"/debug/pprof/profile", refused(404), always(404), ""},
 		{"/debug/", map[string]int{none: 404, ours: 404, other: 404, wrong: 404}, always(404), ""},
 		{"/", always(404), always(404), ""},
 	} {
+		method, where, given := strings.Cut(c.path, " ")
+		if !given {
+			method, where = http.MethodGet, c.path
+		}
+		name, _, _ := strings.Cut(where, "?")
+		rows[name] = true
 		for from, want := range map[string]map[string]int{"127.0.0.1:5": c.loopback, "[::1]:5": c.loopback, "10.0.0.9:5": c.other, "[fd00::1]:5": c.other, "": c.other} {
 			for _, token := range all {
-				r := httptest.NewRequest(http.MethodGet, "http://x"+c.path, http.NoBody)
+				r := httptest.NewRequest(method, "http://x"+where, http.NoBody)
 				r.RemoteAddr = from
 				if token != none {
 					r.Header.Set("Authorization", "Bearer "+token)
@@ -476,10 +501,52 @@ func TestMonitoring(t *testing.T) {
 				if w.Code != want[token] {
 					t.Errorf("%s from %s with token %q: %d %s, want %d", c.path, from, token, w.Code, body, want[token])
 				}
-				if w.Code == http.StatusOK && !strings.Contains(string(body), c.text) {
+				told := w.Code == http.StatusOK || token == ours && slices.Contains([]string{"127.0.0.1:5", "[::1]:5"}, from)
+				if told && !strings.Contains(string(body), c.text) {
 					t.Errorf("%s: no %q in %s", c.path, c.text, body)
 				}
 			}
+		}
+	}
+	for path := range h.routes() {
+		if !rows[path] {
+			t.Errorf("%s is served, and has no row above: who may read it?", path)
+		}
+	}
+}
+
+// Once they are switched on, a profile is for who may read the debug pages, over HTTP alone; so is setting the log's level.
+func TestAdminPages(t *testing.T) {
+	h := newHall(t)
+	h.profiling.Store(nil)
+	call := func(method, path, token string) (int, string) {
+		r := httptest.NewRequest(method, "http://x"+path, http.NoBody)
+		r.RemoteAddr = "127.0.0.1:5"
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := httptest.NewRecorder()
+		h.monitoring().ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	const ours, other = system + ":istiod::istio-ca", "shop:cart::istio-ca"
+	if code, body := call("GET", "/debug/profile?type=heap", ours); code != 200 || !strings.HasPrefix(body, "\x1f\x8b") {
+		t.Errorf("a profile: %d %.100q", code, body)
+	}
+	if code, body := call("GET", "/debug/profile?type=heap", other); code != 401 {
+		t.Errorf("a profile for a proxy: %d %.100q", code, body)
+	}
+	for token, want := range map[string]slog.Level{other: slog.LevelInfo, ours: slog.LevelDebug} {
+		if code, body := call("PUT", "/debug/log?level=debug", token); h.Level.Level() != want {
+			t.Errorf("%s sets the level: %d %s, which is %s now", token, code, body, h.Level)
+		}
+		h.Level.Reset()
+	}
+	for _, page := range []string{"profile?type=heap", "log", "log?level=debug"} {
+		response, err := h.ask(t, debugURL, page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := string(response.Resources[page].GetValue()); !strings.Contains(text, "over HTTP, on port 15014") || h.Level.Level() != slog.LevelInfo {
+			t.Errorf("%s over xDS: %s", page, text)
 		}
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/obs"
 	"github.com/heddle-mesh/heddle/internal/meshtest"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
@@ -118,7 +119,7 @@ func newLab(t *testing.T, delta bool) *lab {
 		Clusters: labTokens{}, Members: labMembers{}, Pods: pods,
 		Refused: func(_ context.Context, r identity.Refusal) { t.Errorf("refused: %+v", r) },
 	}
-	l.debug = &debug{options: options, pipeline: l.Pipeline, meters: l.graph.Meters}
+	l.debug = &debug{options: options, pipeline: l.Pipeline, meters: l.graph.Meters, admin: &obs.Admin{}}
 	admission := &clients{
 		gate: gate, pipeline: l.Pipeline, debug: l.debug,
 		rejected: func(context.Context, rejection) {}, // seen in syncz

@@ -127,52 +127,80 @@ func (p *plane) readiness(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintln(w, "ready")
 }
 
-// monitoring serves 15014. Anybody may read /metrics and /ready. A port-forward, which comes from loopback, may read the
-// version and the two pages that istioctl reads without a token; every other debug page asks for a token of the system namespace.
-func (p *plane) monitoring() http.Handler {
-	metrics := promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		where := path.Clean("/" + r.URL.Path) // istioctl asks for //version
-		switch {
-		case where == "/metrics":
-			metrics.ServeHTTP(w, r)
-			return
-		case where == "/ready":
-			p.readiness(w, r)
-			return
-		case !fromLoopback(r):
-			http.NotFound(w, r)
-			return
-		case where == "/version":
-			fmt.Fprintf(w, "%s-heddle.%s-Clean", p.apiVersion(), obs.Version)
-			return
-		}
-		name, isDebug := strings.CutPrefix(where, "/debug/")
-		d := p.debug.Load()
-		if !isDebug || d == nil {
-			http.NotFound(w, r)
-			return
-		}
-		if name != "syncz" && name != "clusterz" && !p.mayDebug(w, r) {
-			return
-		}
-		code, body := d.page(name + "?" + r.URL.RawQuery)
-		if len(body) > 0 && (body[0] == '{' || body[0] == '[') {
-			w.Header().Set("Content-Type", "application/json")
-		}
-		w.WriteHeader(code)
-		_, _ = w.Write(body) // the caller has gone: nobody is left to tell
-	})
+// readers are who may read a page of 15014.
+type readers int
+
+const (
+	anybody   readers = iota
+	forwarded         // from loopback, where a port-forward comes from
+	admitted          // from loopback, with a token of the system namespace
+)
+
+type route struct {
+	readers
+	serve obs.Page
 }
 
-// mayDebug holds a caller of a debug page to the checks of an xDS client that asks for a debug type.
-func (p *plane) mayDebug(w http.ResponseWriter, r *http.Request) bool {
-	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	_, err := p.gate.Admit(r.Context(), identity.Request{Token: token, Type: debugURL, Peer: r.RemoteAddr}, identity.XDSChecks())
-	if err != nil {
-		http.Error(w, "this page needs a token of a service account of namespace "+p.Namespace, http.StatusUnauthorized)
+// routes are all pages of 15014, by path. istioctl reads those for forwarded without a token.
+func (p *plane) routes() map[string]route {
+	routes := map[string]route{
+		"/metrics": {anybody, func(w http.ResponseWriter, r *http.Request, _ string) {
+			promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+		}},
+		"/ready": {anybody, func(w http.ResponseWriter, r *http.Request, _ string) { p.readiness(w, r) }},
+		"/version": {forwarded, func(w http.ResponseWriter, _ *http.Request, _ string) {
+			fmt.Fprintf(w, "%s-heddle.%s-Clean", p.apiVersion(), obs.Version)
+		}},
 	}
-	return err == nil
+	d := p.debug.Load()
+	if d == nil {
+		return routes
+	}
+	for name := range d.pages() {
+		who := admitted
+		if name == "syncz" || name == "clusterz" {
+			who = forwarded
+		}
+		routes["/debug/"+name] = route{who, func(w http.ResponseWriter, r *http.Request, _ string) {
+			code, body := d.page(name + "?" + r.URL.RawQuery)
+			if len(body) > 0 && (body[0] == '{' || body[0] == '[') {
+				w.Header().Set("Content-Type", "application/json")
+			}
+			w.WriteHeader(code)
+			_, _ = w.Write(body) // the caller has gone: nobody is left to tell
+		}}
+	}
+	for name, serve := range d.admin.Pages() {
+		routes["/debug/"+name] = route{admitted, serve}
+	}
+	return routes
+}
+
+// monitoring serves 15014.
+func (p *plane) monitoring() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		where := path.Clean("/" + r.URL.Path) // istioctl asks for //version
+		page, ok := p.routes()[where]
+		if !ok {
+			page.serve = func(w http.ResponseWriter, r *http.Request, _ string) { http.NotFound(w, r) }
+			if strings.HasPrefix(where, "/debug/") && p.debug.Load() != nil {
+				page.readers = admitted // which pages there are is not for everybody
+			}
+		}
+		if page.readers != anybody && !fromLoopback(r) {
+			http.NotFound(w, r)
+			return
+		}
+		who := ""
+		if page.readers == admitted {
+			caller, ok := p.gate.AdmitPage(w, r)
+			if !ok {
+				return
+			}
+			who = caller.Identity.Namespace + "/" + caller.Identity.ServiceAccount
+		}
+		page.serve(w, r, who)
+	})
 }
 
 func fromLoopback(r *http.Request) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -385,6 +386,17 @@ func (g *Gate) Admit(ctx context.Context, r Request, checks Checks) (Caller, err
 		return Caller{}, err
 	}
 	return c.Enter(ctx, func(*Request) {})
+}
+
+// AdmitPage holds the caller of an HTTP page to the checks of an xDS client that asks for a debug type. Who is refused has been
+// answered.
+func (g *Gate) AdmitPage(w http.ResponseWriter, r *http.Request) (Caller, bool) {
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	caller, err := g.Admit(r.Context(), Request{Token: token, Type: debugType, Peer: r.RemoteAddr}, XDSChecks())
+	if err != nil {
+		http.Error(w, "this page needs a token of a service account of namespace "+g.RootNamespace, http.StatusUnauthorized)
+	}
+	return caller, err == nil
 }
 
 // opaque is all that a refused caller is told; Istio's text.

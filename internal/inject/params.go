@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"text/template"
 
@@ -119,6 +120,15 @@ func (p *Params) Audience() string {
 		return a
 	}
 	return mesh.Audience(p.Namespace, p.Mesh)
+}
+
+// ProfilesEnv is the variable of values.pilot.env that lets the control plane's profiles be taken.
+const ProfilesEnv = "HEDDLE_PROFILES"
+
+// Profiling returns whether profiles of the control plane may be taken: not, unless the values say so.
+func (p *Params) Profiling() bool {
+	on, err := strconv.ParseBool(p.text("pilot", "env", ProfilesEnv))
+	return err == nil && on
 }
 
 // builtinProxyConfig is what a proxy of Istio assumes of fields that nobody set.

@@ -35,7 +35,7 @@ var mayImport = map[string]string{
 	"internal/node":            "internal/node/redirect internal/mesh internal/xds internal/identity api",
 	"internal/agent":           "internal/xds internal/identity",
 	"internal/control":         "api internal/mesh internal/obs internal/graph internal/ingest internal/resolve internal/render internal/xds internal/identity internal/kube internal/fleet internal/inject",
-	"internal/operator":        "internal/mesh api internal/kube",
+	"internal/operator":        "internal/mesh api internal/kube internal/identity internal/obs",
 	"internal/console":         "internal/mesh",
 	"internal/cli":             "internal/kube internal/operator internal/xds internal/mesh internal/judge internal/inject api internal/ingest internal/resolve internal/render",
 	"internal/meshtest":        "api internal",

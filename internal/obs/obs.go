@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,15 +16,39 @@ import (
 // Version is Heddle's own version; the build sets it with -ldflags "-X …/internal/obs.Version=…".
 var Version = "0.1.0"
 
-// Logger returns a logger that writes to w. format is text or json; level is debug, info, warn or error, at times with an
-// offset (debug-4), as slog spells it.
-func Logger(w io.Writer, format, level string) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log level %q: use debug, info, warn or error", level)
+// Level is from where on a process logs. It may be changed at any time; that is forgotten with the process. The zero Level
+// is info.
+type Level struct {
+	slog.LevelVar
+	start slog.Level
+}
+
+// NewLevel returns a Level that begins at start.
+func NewLevel(start slog.Level) *Level {
+	l := &Level{start: start}
+	l.Set(start)
+	return l
+}
+
+// Reset goes back to where the level began.
+func (l *Level) Reset() { l.Set(l.start) }
+
+// String spells it as ParseLevel reads it.
+func (l *Level) String() string { return spell(l.Level()) }
+
+func spell(l slog.Level) string { return strings.ToLower(l.String()) }
+
+// ParseLevel reads debug, info, warn or error, at times with an offset (debug-4), as slog spells it.
+func ParseLevel(text string) (l slog.Level, err error) {
+	if l.UnmarshalText([]byte(text)) != nil {
+		return 0, fmt.Errorf("log level %q: use debug, info, warn or error", text)
 	}
-	o.Level = l
+	return l, nil
+}
+
+// Logger returns a logger that writes to w what is of level or above. format is text or json.
+func Logger(w io.Writer, format string, level slog.Leveler) (*slog.Logger, error) {
+	o := slog.HandlerOptions{Level: level}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, &o)), nil

@@ -49,6 +49,7 @@ import (
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/obs"
 )
 
 // Options say where the operator runs. Config, Images and Version are required.
@@ -58,6 +59,7 @@ type Options struct {
 	Version   string // of this build
 	Namespace string // the operator's own; heddle-system if empty
 	Log       *slog.Logger
+	Level     *obs.Level // of Log; nil: nobody can set it
 
 	// NoLease runs without leader election: for a process outside the cluster that is the only one.
 	NoLease bool
