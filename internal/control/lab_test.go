@@ -28,8 +28,8 @@ import (
 	"github.com/heddle-mesh/heddle/internal/graph"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/internal/obs"
 	"github.com/heddle-mesh/heddle/internal/meshtest"
+	"github.com/heddle-mesh/heddle/internal/obs"
 	"github.com/heddle-mesh/heddle/internal/xds"
 )
 

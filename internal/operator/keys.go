@@ -99,7 +99,7 @@ var chart = sync.OnceValue(func() key {
 			// A control plane reads these, the others of Istio's are for Istio's own.
 			"env": {keys: map[string]key{
 				clusterEnv: acted(scalar), "COMPLIANCE_POLICY": acted(scalar), "ENABLE_NATIVE_SIDECARS": acted(scalar),
-				"ISTIOD_CUSTOM_HOST": acted(scalar), "GODEBUG": acted(scalar), "GOGC": acted(scalar), "GOMAXPROCS": acted(scalar), "GOMEMLIMIT": acted(scalar),
+				"ISTIOD_CUSTOM_HOST": acted(scalar), profilesEnv: acted(truth), "GODEBUG": acted(scalar), "GOGC": acted(scalar), "GOMAXPROCS": acted(scalar), "GOMEMLIMIT": acted(scalar),
 			}, each: &scalar},
 			"envVarFrom": object[[]corev1.EnvVar](), "extraContainerArgs": {}, "hub": text, "image": text, "ingress": {}, "initContainers": {},
 			"ipFamilies": texts, "ipFamilyPolicy": text, "istiodRemote": remote(text), "jwksResolverExtraRootCA": text,
@@ -148,6 +148,7 @@ var (
 		}
 		return false
 	})
+	truth    = single("true or false", func(v any) bool { _, err := strconv.ParseBool(fmt.Sprint(v)); return err == nil }) // in quotes too
 	number   = single("a number", func(v any) bool { _, ok := v.(float64); return ok })
 	count    = within("a whole number, 0 or more", 0, math.MaxInt32)
 	positive = within("a whole number, 1 or more", 1, math.MaxInt32)

@@ -241,9 +241,10 @@ spec.values.pilot.env.POD_NAME is set by the operator itself and can be there on
 spec.values.pilot.env.POD_NAMESPACE is set by the operator itself and can be there once only; leave it out
 spec.values.pilot.env.REVISION is set by the operator itself and can be there once only; leave it out
 spec.values.pilot.env.SERVICE_ACCOUNT is set by the operator itself and can be there once only; leave it out`,
-		`{"pilot":{"env":{"A B":1}}}`:  "spec.values.pilot.env.A B cannot be a variable of a pod: " + strings.Join(validation.IsEnvVarName("A B"), ", "),
-		`{"pilot":{"autoscaleMin":7}}`: "spec.values.pilot.autoscaleMin 7 is more than autoscaleMax 5 (5 unless you set it)",
-		`{"pilot":{"autoscaleMin":0}}`: "spec.values.pilot.autoscaleMin: 0 is not a whole number, 1 or more",
+		`{"pilot":{"env":{"HEDDLE_PROFILES":"yes"}}}`: `spec.values.pilot.env.HEDDLE_PROFILES: "yes" is not true or false`,
+		`{"pilot":{"env":{"A B":1}}}`:                 "spec.values.pilot.env.A B cannot be a variable of a pod: " + strings.Join(validation.IsEnvVarName("A B"), ", "),
+		`{"pilot":{"autoscaleMin":7}}`:                "spec.values.pilot.autoscaleMin 7 is more than autoscaleMax 5 (5 unless you set it)",
+		`{"pilot":{"autoscaleMin":0}}`:                "spec.values.pilot.autoscaleMin: 0 is not a whole number, 1 or more",
 		`{"pilot":{"tolerations":[{"key":"a","efect":"NoSchedule"}],"resources":{"requests":{"cpu":"a lot"}}}}`: `spec.values.pilot.resources: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'
 spec.values.pilot.tolerations: unknown field "efect"`,
 		`{"meshConfig":{"accessLogEncoding":"XML","defaultConfig":{"drainDuration":"soon","concurency":2}}}`: `spec.values.meshConfig.accessLogEncoding: "XML" is not one of TEXT, JSON

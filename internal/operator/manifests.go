@@ -31,7 +31,8 @@ const (
 
 	annotationOnce = "heddle.dev/read-once"
 
-	clusterEnv = "CLUSTER_ID" // the one variable of our own that users set too: it names the cluster
+	clusterEnv  = "CLUSTER_ID"      // of the operator's own variables the one that users set too: it names the cluster
+	profilesEnv = "HEDDLE_PROFILES" // lets a control plane's profiles be taken; it reads it in the injector's ConfigMap, while it runs
 
 	// The ClusterRoles that the operator may bind; see Bootstrap.
 	roleMember  = "heddle-mesh-member"
@@ -317,6 +318,7 @@ func (p Plane) container() corev1.Container {
 	}
 	env, fixed := p.ownEnv()
 	all := p.env()
+	delete(all, profilesEnv) // it would replace the pods of the very process that is to be looked at
 	maps.Copy(all, fixed)
 	for _, e := range env {
 		delete(all, e.Name) // a revision of before may have one

@@ -20,6 +20,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -418,6 +420,33 @@ func TestWhatIsReadOnceReplacesPods(t *testing.T) {
 		if got := of(values); (got == base) != same {
 			t.Errorf("%s: %q, without it %q", values, got, base)
 		}
+	}
+}
+
+// A control plane is profiled as it runs: its pods must not be replaced by the wish.
+func TestProfilesReplaceNoPods(t *testing.T) {
+	objects := func(values string) (template, injector string) {
+		all, err := Manifests(planeOf(t, "m", "sys", values))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range all {
+			switch o := o.(type) {
+			case *appsv1.Deployment:
+				template = fmt.Sprint(o.Spec.Template)
+			case *corev1.ConfigMap:
+				injector += o.Data["values"]
+			}
+		}
+		return template, injector
+	}
+	before, without := objects(`{}`)
+	after, with := objects(`{"pilot":{"env":{"HEDDLE_PROFILES":true}}}`)
+	if after != before {
+		t.Errorf("the pods' template is\n%s\nand was\n%s", after, before)
+	}
+	if with == without || !strings.Contains(with, `"HEDDLE_PROFILES": "true"`) {
+		t.Errorf("the control plane reads %s", with)
 	}
 }
 

@@ -197,7 +197,7 @@ func effect(t *testing.T, values map[string]any) string {
 	if err != nil {
 		t.Fatalf("%s: %v", raw, err)
 	}
-	out = append(out, ingest.Config(p.Mesh, p.Namespace, params.MeshConfig()))
+	out = append(out, ingest.Config(p.Mesh, p.Namespace, params.MeshConfig()), params.Profiling())
 	for _, annotations := range []map[string]string{nil, {"sidecar.istio.io/inject": "true", "prometheus.io/scrape": "true"}} {
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "a-1", Namespace: "app", Labels: map[string]string{"app": "a"}, Annotations: annotations},
