@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"sync"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -28,14 +25,12 @@ import (
 // Cluster is one API server as a control plane of one mesh sees it. It is safe for concurrent use.
 type Cluster struct {
 	ID mesh.ClusterID
+	*Tokens
 
 	log     *slog.Logger
 	manager string // field manager of everything this plane writes; carries the mesh
 	scheme  *runtime.Scheme
 	rest    map[schema.GroupVersion]rest.Interface
-	reviews chan struct{} // holds one for each TokenReview under way
-	foreign chan struct{} // likewise, of tokens whose issuer is not among issuers
-	issuers sync.Map      // issuers of tokens that were good
 }
 
 // PlaneManager is the field manager of everything that the control planes of a mesh write.
@@ -55,34 +50,26 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 
 	c := &Cluster{
 		ID: id, log: log, manager: PlaneManager(owner),
-		scheme: runtime.NewScheme(), reviews: make(chan struct{}, reviewsAtATime), foreign: make(chan struct{}, reviewsForeign), rest: map[schema.GroupVersion]rest.Interface{},
+		scheme: runtime.NewScheme(), rest: map[schema.GroupVersion]rest.Interface{},
 	}
 	// The few groups that a plane speaks, not a clientset of them all: that is a megabyte of each process for types it
 	// never reads.
 	if err := errors.Join(
-		corev1.AddToScheme(c.scheme), discoveryv1.AddToScheme(c.scheme), authenticationv1.AddToScheme(c.scheme),
+		corev1.AddToScheme(c.scheme), discoveryv1.AddToScheme(c.scheme),
 		networkingv1.AddToScheme(c.scheme), securityv1.AddToScheme(c.scheme), heddlev1alpha1.AddToScheme(c.scheme),
 	); err != nil {
 		return nil, fmt.Errorf("register the kinds that are read: %w", err)
-	}
-	own := cfg.BearerToken
-	if file := cfg.BearerTokenFile; file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("read the plane's own token: %w", err)
-		}
-		own = string(b)
-	}
-	if said, err := parseClaims(own); err == nil { // a kubeconfig may hold another kind of right
-		c.issuers.Store(said.Issuer, struct{}{})
 	}
 	codecs := serializer.NewCodecFactory(c.scheme).WithoutConversion()
 	http, err := rest.HTTPClientFor(cfg) // one connection for all groups
 	if err != nil {
 		return nil, fmt.Errorf("open cluster %s: %w", id, err)
 	}
+	if c.Tokens, err = newTokens(cfg, http, id); err != nil {
+		return nil, err
+	}
 	for _, gv := range []schema.GroupVersion{
-		corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion,
+		corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion,
 		networkingv1.SchemeGroupVersion, securityv1.SchemeGroupVersion, heddlev1alpha1.GroupVersion,
 	} {
 		group := rest.CopyConfig(cfg)
@@ -93,7 +80,7 @@ func Open(kubeconfig string, id mesh.ClusterID, owner mesh.ID, log *slog.Logger)
 		switch gv {
 		case networkingv1.SchemeGroupVersion, securityv1.SchemeGroupVersion:
 			group.NegotiatedSerializer = tolerant{codecs}
-		case corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion: // custom resources have no protobuf
+		case corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion: // custom resources have no protobuf
 			group.ContentType = runtime.ContentTypeProtobuf
 			group.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 		}
