@@ -201,6 +201,7 @@ func operatorRights(namespace string) []client.Object {
 		may("", []string{"events"}, "create", "patch"),
 		may("events.k8s.io", []string{"events"}, "create", "patch"),
 		may("authorization.k8s.io", []string{"subjectaccessreviews"}, "create"), // who may extend a mesh
+		may("authentication.k8s.io", []string{"tokenreviews"}, "create"),        // who asks for the operator's pages
 		// A dry run shows whether a control plane's validator refuses what it must refuse.
 		may("networking.istio.io", []string{"gateways"}, "create"),
 	}

@@ -80,6 +80,9 @@ func Run(ctx context.Context, o Options) error {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Level == nil {
+		o.Level = &obs.Level{}
+	}
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{}).DialContext
 	}
@@ -127,6 +130,11 @@ func Run(ctx context.Context, o Options) error {
 	mgr.GetWebhookServer().Register("/validate", &admission.Webhook{
 		Handler: &admit{live: mgr.GetAPIReader(), reviews: mgr.GetClient(), decoder: admission.NewDecoder(scheme), namespace: o.Namespace},
 	})
+	served, err := newPages(o, mgr.GetAPIReader())
+	if err != nil {
+		return fmt.Errorf("serve the operator's pages: %w", err)
+	}
+	mgr.GetWebhookServer().Register(pagesPath, served)
 	if err := mgr.AddReadyzCheck("webhook", func(req *http.Request) error {
 		select {
 		case <-cert.ready:
