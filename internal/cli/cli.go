@@ -48,6 +48,8 @@ type cluster struct {
 
 	// ask sends one request of a debug type to a control plane; tests replace it.
 	ask func(ctx context.Context, p plane, typeURL string, names ...string) (*discoveryv3.DiscoveryResponse, error)
+	// call makes a request of a page of a control plane or the operator; tests replace it.
+	call func(ctx context.Context, p plane, method, page string) ([]byte, error)
 }
 
 // New returns the root command with all verbs.
@@ -75,7 +77,7 @@ func (a *app) command() *cobra.Command {
 	f.StringArrayVar(&a.asGroups, "as-group", nil, "group to impersonate, with --as; may be repeated")
 	f.StringVarP(&a.istioNamespace, "istioNamespace", "i", a.IstioNamespace, "system namespace of the one mesh that is meant")
 	f.StringVarP(&a.namespace, "namespace", "n", "", "namespace of what is named, or to which output is limited")
-	root.AddCommand(a.installCommand(), a.uninstallCommand(), a.statusCommand(), a.versionCommand(), a.checkCommand(), a.meshCommand(), a.whyCommand())
+	root.AddCommand(a.installCommand(), a.uninstallCommand(), a.statusCommand(), a.versionCommand(), a.checkCommand(), a.meshCommand(), a.whyCommand(), a.adminCommand())
 	for verb, short := range map[string]string{
 		"local": "A real Kubernetes on this machine (heddle-local)", "verify": "Run a document's commands against the local cluster and compare",
 	} {
@@ -107,7 +109,7 @@ func (a *app) open() (cluster, error) {
 		return cluster{}, fmt.Errorf("reach the cluster: %w", err)
 	}
 	open := cluster{WithWatch: c, config: config}
-	open.ask = open.askPlane
+	open.ask, open.call = open.askPlane, open.callPage
 	return open, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -33,18 +34,20 @@ import (
 
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/operator"
 )
 
 const (
-	xdsPort       = 15012
-	revisionLabel = "istio.io/rev"
+	xdsPort        = 15012
+	monitoringPort = 15014
+	revisionLabel  = "istio.io/rev"
 
 	answerTime    = 10 * time.Second // one control plane's; a silent one takes nothing from the others
 	asked         = 4                // control planes at a time
 	largestAnswer = 64 << 20         // bytes; a proxy's status takes 1 kB, a cause of `why` 200 bytes
 )
 
-// plane is one running control plane pod.
+// plane is one running control plane pod, or, of no mesh, a replica of the operator.
 type plane struct {
 	pod, namespace, revision, mesh string
 	component                      string // label istio, which istioctl prints
@@ -96,19 +99,46 @@ func planesOf(ctx context.Context, c client.Client, rev *sailv1.IstioRevision) (
 	if istio == nil || !metav1.IsControlledBy(d, rev) {
 		return nil, nil
 	}
-	of := []client.ListOption{client.InNamespace(d.Namespace), client.MatchingLabels{"app": "istiod"}}
+	pods, err := podsOf(ctx, c, d, "istiod")
+	if err != nil {
+		return nil, err
+	}
+	var out []plane
+	for _, p := range pods {
+		out = append(out, plane{pod: p.Name, namespace: p.Namespace, revision: rev.Name, mesh: istio.Name, component: p.Labels["istio"]})
+	}
+	return out, nil
+}
+
+// podsOf are the running pods of a Deployment that was looked at, of those with a label app.
+func podsOf(ctx context.Context, c client.Client, d *appsv1.Deployment, app string) ([]corev1.Pod, error) {
+	of := []client.ListOption{client.InNamespace(d.Namespace), client.MatchingLabels{"app": app}}
 	var sets appsv1.ReplicaSetList
 	var pods corev1.PodList
 	if err := errors.Join(c.List(ctx, &sets, of...), c.List(ctx, &pods, of...)); err != nil {
 		return nil, err
 	}
 	sets.Items = slices.DeleteFunc(sets.Items, func(s appsv1.ReplicaSet) bool { return !metav1.IsControlledBy(&s, d) })
-	var out []plane
-	for _, p := range pods.Items {
+	return slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
 		owned := slices.ContainsFunc(sets.Items, func(s appsv1.ReplicaSet) bool { return metav1.IsControlledBy(&p, &s) })
-		if owned && p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
-			out = append(out, plane{pod: p.Name, namespace: p.Namespace, revision: rev.Name, mesh: istio.Name, component: p.Labels["istio"]})
-		}
+		return !owned || p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil
+	}), nil
+}
+
+// operators finds the running replicas of the operator.
+func operators(ctx context.Context, c client.Client) ([]plane, error) {
+	d := &appsv1.Deployment{}
+	err := c.Get(ctx, client.ObjectKey{Namespace: operator.Namespace, Name: operatorName}, d)
+	var pods []corev1.Pod
+	if err == nil {
+		pods, err = podsOf(ctx, c, d, operatorName)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the operator's pods: %w", err)
+	}
+	var out []plane
+	for _, p := range pods {
+		out = append(out, plane{pod: p.Name, namespace: p.Namespace})
 	}
 	return out, nil
 }
@@ -197,7 +227,11 @@ func silent[T any](replies []reply[T]) []error {
 	var out []error
 	for _, r := range replies {
 		if r.err != nil {
-			out = append(out, fmt.Errorf("control plane %s of mesh %s did not answer: %s", r.plane, r.mesh, printable(r.err.Error())))
+			who := fmt.Sprintf("control plane %s of mesh %s", r.plane, r.mesh)
+			if r.mesh == "" {
+				who = fmt.Sprintf("operator %s", r.plane)
+			}
+			out = append(out, fmt.Errorf("%s did not answer: %s", who, printable(r.err.Error())))
 		}
 	}
 	return out
@@ -268,19 +302,82 @@ func (c cluster) askPlane(ctx context.Context, p plane, typeURL string, names ..
 	if !pool.AppendCertsFromPEM([]byte(root.Data["root-cert.pem"])) {
 		return nil, fmt.Errorf("ConfigMap %s/istio-ca-root-cert holds no certificate under root-cert.pem", p.namespace)
 	}
-	hour := int64(3600)
-	token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{mesh.SharedAudience}, ExpirationSeconds: &hour}}
-	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, Name: "default"}}
-	if err := c.SubResource("token").Create(ctx, account, token); err != nil {
-		return nil, fmt.Errorf("get a token of ServiceAccount %s/default (needs create on serviceaccounts/token): %w", p.namespace, err)
+	token, err := c.token(ctx, p.namespace)
+	if err != nil {
+		return nil, err
 	}
 	var answer *discoveryv3.DiscoveryResponse
-	err := c.forward(ctx, p, xdsPort, func(address string) error {
+	err = c.forward(ctx, p, xdsPort, func(address string) error {
 		var err error
-		answer, err = discover(ctx, address, &tls.Config{RootCAs: pool, ServerName: p.host(), MinVersion: tls.VersionTLS12}, token.Status.Token, p.namespace, typeURL, names)
+		answer, err = discover(ctx, address, &tls.Config{RootCAs: pool, ServerName: p.host(), MinVersion: tls.VersionTLS12}, token, p.namespace, typeURL, names)
 		return err
 	})
 	return answer, err
+}
+
+// token is one of ServiceAccount default of a namespace, as debug pages ask for.
+func (c cluster) token(ctx context.Context, namespace string) (string, error) {
+	hour := int64(3600)
+	token := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{mesh.SharedAudience}, ExpirationSeconds: &hour}}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "default"}}
+	if err := c.SubResource("token").Create(ctx, account, token); err != nil {
+		return "", fmt.Errorf("get a token of ServiceAccount %s/default (needs create on serviceaccounts/token): %w", namespace, err)
+	}
+	return token.Status.Token, nil
+}
+
+// callPage makes a request of a page below /debug/ and returns its body. A control plane's pages are within its pod only, and are
+// reached through the API server without TLS of their own; the operator is known by what the API server knows it by.
+func (c cluster) callPage(ctx context.Context, p plane, method, page string) ([]byte, error) {
+	port, base, transport := monitoringPort, "http://%s/debug/", &http.Transport{DisableKeepAlives: true} // and no proxy
+	if p.mesh == "" {
+		hooks := &admissionv1.ValidatingWebhookConfiguration{}
+		if err := c.Get(ctx, client.ObjectKey{Name: operatorName}, hooks); err != nil {
+			return nil, fmt.Errorf("read the operator's certificate: %w", err)
+		}
+		pool := x509.NewCertPool()
+		for _, w := range hooks.Webhooks {
+			pool.AppendCertsFromPEM(w.ClientConfig.CABundle)
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: pool, ServerName: operatorName + "." + p.namespace + ".svc", MinVersion: tls.VersionTLS12}
+		port, base = operator.PagesPort, "https://%s"+operator.PagesPath
+	}
+	token, err := c.token(ctx, p.namespace)
+	if err != nil {
+		return nil, err
+	}
+	var body []byte
+	err = c.forward(ctx, p, port, func(address string) error {
+		var err error
+		body, err = request(ctx, transport, method, fmt.Sprintf(base, address)+page, token)
+		return err
+	})
+	return body, err
+}
+
+// request returns the body of an answer; one that is not 200 is an error with its text.
+func request(ctx context.Context, transport *http.Transport, method, url, token string) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, url, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	who := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	answer, err := who.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, largestAnswer+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(body) > largestAnswer:
+		return nil, fmt.Errorf("its answer has more than %d bytes", largestAnswer)
+	case answer.StatusCode != http.StatusOK:
+		return nil, errors.New(printable(strings.TrimSpace(string(body))))
+	}
+	return body, nil
 }
 
 // discover opens a stream, sends one request as istioctl does, and takes the first answer.

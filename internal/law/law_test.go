@@ -37,7 +37,7 @@ var mayImport = map[string]string{
 	"internal/control":         "api internal/mesh internal/obs internal/graph internal/ingest internal/resolve internal/render internal/xds internal/identity internal/kube internal/fleet internal/inject",
 	"internal/operator":        "internal/mesh api internal/kube internal/identity internal/obs",
 	"internal/console":         "internal/mesh",
-	"internal/cli":             "internal/kube internal/operator internal/xds internal/mesh internal/judge internal/inject api internal/ingest internal/resolve internal/render",
+	"internal/cli":             "internal/kube internal/obs internal/operator internal/xds internal/mesh internal/judge internal/inject api internal/ingest internal/resolve internal/render",
 	"internal/meshtest":        "api internal",
 	"samples":                  "",
 	"internal/law":             "",

@@ -134,7 +134,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("serve the operator's pages: %w", err)
 	}
-	mgr.GetWebhookServer().Register(pagesPath, served)
+	mgr.GetWebhookServer().Register(PagesPath, served)
 	if err := mgr.AddReadyzCheck("webhook", func(req *http.Request) error {
 		select {
 		case <-cert.ready:

@@ -21,7 +21,9 @@ const (
 	// asked for one: nothing is restarted by it.
 	annotationProfiles = "heddle.dev/profiles"
 
-	pagesPath = "/debug/"
+	// PagesPort and PagesPath are where a replica serves its pages, with the certificate of its webhook.
+	PagesPort = webhookPort
+	PagesPath = "/debug/"
 )
 
 // pages are what may be done with a running operator, on the port of its webhook. The caller passes the checks of a control
@@ -63,7 +65,7 @@ func (p *pages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	serve := p.admin.Pages()[strings.TrimPrefix(r.URL.Path, pagesPath)]
+	serve := p.admin.Pages()[strings.TrimPrefix(r.URL.Path, PagesPath)]
 	if serve == nil {
 		http.NotFound(w, r)
 		return

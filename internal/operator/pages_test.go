@@ -57,7 +57,7 @@ func TestPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	call := func(method, page, who string) (int, string) {
-		r := httptest.NewRequest(method, pagesPath+page, http.NoBody)
+		r := httptest.NewRequest(method, PagesPath+page, http.NoBody)
 		if account, audience, ok := strings.Cut(who, " "); ok {
 			r.Header.Set("Authorization", "Bearer "+tokenOf(account, audience))
 		} else if who != "" {
