@@ -13,6 +13,29 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
+// The mesh's values switch profiles on and off while the plane runs.
+func TestProfilesAreSwitched(t *testing.T) {
+	c := newConfig(Options{Mesh: "one", Namespace: system, Revision: "default", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	c.Set(mesh.ObjectKey{Name: "istio"}, settings("istio", "mesh", "{}"))
+	for _, step := range []struct {
+		values string
+		on     bool
+	}{
+		{`{}`, false},
+		{`{"pilot":{"env":{"HEDDLE_PROFILES":"true"}}}`, true},
+		{`{"pilot":{"env":{"HEDDLE_PROFILES":"false"}}}`, false},
+		{`{"pilot":{"env":{"HEDDLE_PROFILES":true}}}`, true},
+		{`{"pilot":{"env":{"HEDDLE_PROFILES":"yes"}}}`, false},
+		{`{"pilot":{"env":{"HEDDLE_PROFILES":""}}}`, false},
+	} {
+		c.Set(mesh.ObjectKey{Name: "istio-sidecar-injector"}, settings("istio-sidecar-injector", "values", step.values))
+		err := c.profiling(t.Context())
+		if (err == nil) != step.on || err != nil && !strings.Contains(err.Error(), `set spec.values.pilot.env.HEDDLE_PROFILES: "true" in Istio one`) {
+			t.Errorf("%s: %v, want on %v", step.values, err, step.on)
+		}
+	}
+}
+
 // Settings come from two ConfigMaps; what is not understood leaves in force what was.
 func TestConfig(t *testing.T) {
 	var log strings.Builder

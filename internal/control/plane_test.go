@@ -298,6 +298,7 @@ func TestPlane(t *testing.T) {
 	ready(http.StatusServiceUnavailable)
 
 	r.api.Put("pods", pendingPod("cart-1"))
+	r.put(system, heddlev1alpha1.Member)
 	r.put("shop", heddlev1alpha1.Joining)
 	r.configure()
 	r.log.await(t, "msg=serving")
@@ -307,6 +308,11 @@ func TestPlane(t *testing.T) {
 	}
 	if code, _ := r.get(t, "https://"+r.addr+":15017/inject", ""); code != http.StatusMethodNotAllowed {
 		t.Errorf("GET of /inject: %d", code)
+	}
+	for token, want := range map[string]int{"": http.StatusUnauthorized, tokenOf(system+":default:", "istio-ca"): http.StatusForbidden} {
+		if code, body := r.get(t, "http://"+r.addr+":15014/debug/profile", token); code != want || code == http.StatusForbidden && !strings.Contains(body, "HEDDLE_PROFILES") {
+			t.Errorf("a profile with token %q: %d %s, want %d", token, code, body, want)
+		}
 	}
 	if secret := r.api.Get("secrets", system, caSecret, "type"); secret != "istio.io/ca-root" {
 		t.Errorf("the mesh's own root is kept as %v", secret)
