@@ -29,12 +29,9 @@ func (a *app) adminCommand() *cobra.Command {
 	return cmd
 }
 
-// defaultSeconds of a cpu profile. The process that is asked knows how long one may take.
-const defaultSeconds = 10
-
 func (a *app) profileCommand() *cobra.Command {
 	var kind, file string
-	var seconds uint
+	var seconds int
 	cmd := &cobra.Command{
 		Use: "profile POD -o FILE", Short: "Take a profile of a running control plane or of the operator",
 		Long: "profile takes a profile of the process in a pod and writes it to a file that `go tool pprof` reads. Profiles are off until\n" +
@@ -45,26 +42,28 @@ func (a *app) profileCommand() *cobra.Command {
 			"  heddle admin profile heddle-operator-7f8d9b6c5-abcde --type heap -o heap.pb.gz",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if kind != "cpu" {
-				if cmd.Flags().Changed("seconds") {
-					return errors.New("--seconds is for a cpu profile; the others are of the moment")
-				}
-				seconds = 0
+			if file == "" {
+				return errors.New("name the file to write: -o FILE")
 			}
-			return a.profile(cmd, args[0], kind, seconds, file)
+			wanted := ""
+			if cmd.Flags().Changed("seconds") {
+				wanted = strconv.Itoa(seconds)
+			}
+			kind, lasts, err := obs.ProfileOf(kind, wanted)
+			if err != nil {
+				return err
+			}
+			return a.profile(cmd, args[0], kind, lasts, file)
 		},
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&kind, "type", "cpu", "cpu, heap, allocs (all that was ever allocated) or goroutine")
-	fs.UintVar(&seconds, "seconds", defaultSeconds, "how long a cpu profile takes, from 1 to 60")
+	fs.IntVar(&seconds, "seconds", 10, "how long a cpu profile takes, from 1 to 60")
 	fs.StringVarP(&file, "output", "o", "", "file to write")
-	if err := cmd.MarkFlagRequired("output"); err != nil {
-		panic(err) // the flag is defined above
-	}
 	return cmd
 }
 
-func (a *app) profile(cmd *cobra.Command, pod, kind string, seconds uint, file string) (err error) {
+func (a *app) profile(cmd *cobra.Command, pod, kind string, lasts time.Duration, file string) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
@@ -78,28 +77,24 @@ func (a *app) profile(cmd *cobra.Command, pod, kind string, seconds uint, file s
 	if err != nil {
 		return fmt.Errorf("write the profile: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(out.Name()))
-		}
-	}()
+	defer os.Remove(out.Name()) // unless it has its own name by then
+	defer out.Close()
 	query := url.Values{"type": {kind}}
-	if seconds > 0 || kind == "cpu" {
-		query.Set("seconds", strconv.FormatUint(uint64(seconds), 10))
-		fmt.Fprintf(cmd.ErrOrStderr(), "taking a profile of %s for %d s\n", p, seconds)
+	if lasts > 0 {
+		query.Set("seconds", strconv.Itoa(int(lasts/time.Second)))
+		fmt.Fprintf(cmd.ErrOrStderr(), "taking a profile of %s for %s\n", p, lasts)
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), time.Duration(seconds)*time.Second+answerTime)
+	ctx, cancel := context.WithTimeout(cmd.Context(), lasts+answerTime)
 	defer cancel()
 	body, err := c.call(ctx, p, http.MethodGet, "profile?"+query.Encode())
 	if err != nil {
-		err = fmt.Errorf("take a profile of %s: %w", p, err)
-	} else if _, err = out.Write(body); err != nil {
-		err = fmt.Errorf("write the profile: %w", err)
+		return fmt.Errorf("take a profile of %s: %w", p, err)
 	}
-	if err = errors.Join(err, out.Close()); err != nil {
-		return err
+	_, err = out.Write(body)
+	if err = cmp.Or(err, out.Close()); err == nil {
+		err = os.Rename(out.Name(), file)
 	}
-	if err := os.Rename(out.Name(), file); err != nil {
+	if err != nil {
 		return fmt.Errorf("write the profile: %w", err)
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s profile of %s in %s; read it with: go tool pprof %s\n", kind, p, file, file)

@@ -87,8 +87,10 @@ func TestAdminProfile(t *testing.T) {
 		{args: "profile " + plane1 + " -i sys-2", err: "no control plane and no operator runs in a pod istiod-mesh-1-a-b; there are sys-2/istiod-mesh-2-a-b"},
 		{args: "profile " + plane1 + ".sys-2", err: "runs in a pod istiod-mesh-1-a-b.sys-2"},
 		{args: "profile " + operatorName + "-forged", err: "there are heddle-system/heddle-operator-a-b, heddle-system/heddle-operator-a-c"},
-		{args: "profile " + plane1 + " --type heap --seconds 5", err: "--seconds is for a cpu profile"},
-		{args: "profile " + plane1 + " --seconds -1", err: "invalid argument"},
+		{args: "profile " + plane1 + " --type heap --seconds 5", err: "only a cpu profile takes seconds"},
+		{args: "profile " + plane1 + " --seconds -1", err: "from 1 to 60"},
+		{args: "profile " + plane1 + " --seconds 61", err: "from 1 to 60"},
+		{args: "profile " + plane1 + " --type trace", err: "use allocs, cpu, goroutine or heap"},
 		{args: "profile", err: "accepts 1 arg"},
 	} {
 		x := &processes{says: map[string]string{}}
@@ -124,7 +126,7 @@ func TestAdminProfile(t *testing.T) {
 	if _, err := runVerb(t, x.in(world0(t, 1)), nil, "admin", "profile", plane1, "-o", filepath.Join(t.TempDir(), "no", "p")); err == nil || !strings.Contains(err.Error(), "write the profile") || len(x.asked) > 0 {
 		t.Errorf("a file that cannot be written: %v, asked %q", err, x.asked)
 	}
-	if _, err := runVerb(t, x.in(world0(t, 1)), nil, "admin", "profile", plane1); err == nil || !strings.Contains(err.Error(), `"output" not set`) {
+	if _, err := runVerb(t, x.in(world0(t, 1)), nil, "admin", "profile", plane1); err == nil || !strings.Contains(err.Error(), "name the file to write: -o FILE") {
 		t.Errorf("no file: %v", err)
 	}
 }
@@ -189,6 +191,8 @@ func TestRequest(t *testing.T) {
 		switch {
 		case r.Header.Get("Authorization") != "Bearer t":
 			http.Error(w, "no\x1b[2J token", http.StatusUnauthorized)
+		case r.URL.Path == "/silent":
+			w.WriteHeader(http.StatusBadGateway)
 		case r.URL.Path == "/away":
 			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
 		default:
@@ -206,7 +210,8 @@ func TestRequest(t *testing.T) {
 	}{
 		{roots: pool, path: "/x?a=b", token: "t", want: "PUT a=b"},
 		{roots: pool, path: "/x", token: "u", err: "no?[2J token"},
-		{roots: pool, path: "/away", token: "t", err: ""},
+		{roots: pool, path: "/away", token: "t", err: "Temporary Redirect"},
+		{roots: pool, path: "/silent", token: "t", err: "502 Bad Gateway"},
 		{roots: foreign, path: "/x", token: "t", err: "certificate signed by unknown authority"},
 		{roots: pool, host: "istiod.sys.svc", path: "/x", token: "t", err: "not istiod.sys.svc"},
 	} {

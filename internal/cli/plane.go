@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -42,9 +43,10 @@ const (
 	monitoringPort = 15014
 	revisionLabel  = "istio.io/rev"
 
-	answerTime    = 10 * time.Second // one control plane's; a silent one takes nothing from the others
-	asked         = 4                // control planes at a time
-	largestAnswer = 64 << 20         // bytes; a proxy's status takes 1 kB, a cause of `why` 200 bytes
+	answerTime     = 10 * time.Second // one control plane's; a silent one takes nothing from the others
+	asked          = 4                // control planes at a time
+	largestRefusal = 1 << 10          // bytes of one that are told
+	largestAnswer  = 64 << 20         // bytes; a proxy's status takes 1 kB, a cause of `why` 200 bytes
 )
 
 // plane is one running control plane pod, or, of no mesh, a replica of the operator.
@@ -375,7 +377,8 @@ func request(ctx context.Context, transport *http.Transport, method, url, token 
 	case len(body) > largestAnswer:
 		return nil, fmt.Errorf("its answer has more than %d bytes", largestAnswer)
 	case answer.StatusCode != http.StatusOK:
-		return nil, errors.New(printable(strings.TrimSpace(string(body))))
+		text := strings.TrimSpace(string(body[:min(len(body), largestRefusal)]))
+		return nil, errors.New(printable(cmp.Or(text, answer.Status)))
 	}
 	return body, nil
 }

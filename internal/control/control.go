@@ -51,7 +51,7 @@ type Options struct {
 	OpenWait time.Duration
 
 	Log   *slog.Logger
-	Level *obs.Level // of Log; nil: nobody can set it
+	Level *obs.Level // of Log; nil: setting it has no effect
 }
 
 func (o *Options) defaults() error {

@@ -17,7 +17,7 @@ import (
 
 const (
 	profileSeconds = 10 // of a cpu profile, unless asked for
-	profileMost    = 60 // costs the process up to 5 % of its time, and nobody else gets one meanwhile
+	profileMost    = 60 // it slows the process down, and nobody else gets one meanwhile
 )
 
 // Admin is what may be done with a running process beyond looking at it: its profiles taken, its log's level set. What is
@@ -28,7 +28,7 @@ type Admin struct {
 	// Profiling is nil if profiles may be taken now; else it says how to switch them on.
 	Profiling func(context.Context) error
 
-	taking sync.Mutex // held while a profile is taken: the runtime takes one of the processor's time, and each of the others stops the world
+	taking sync.Mutex // held while a profile is taken
 }
 
 // Page serves a request of who, who has been admitted.
@@ -41,7 +41,7 @@ func (a *Admin) profile(w http.ResponseWriter, r *http.Request, who string) {
 	if !allowed(w, r, http.MethodGet) {
 		return
 	}
-	kind, lasts, err := profileOf(r.FormValue("type"), r.FormValue("seconds"))
+	kind, lasts, err := ProfileOf(r.FormValue("type"), r.FormValue("seconds"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -50,23 +50,21 @@ func (a *Admin) profile(w http.ResponseWriter, r *http.Request, who string) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	if !a.taking.TryLock() {
-		http.Error(w, "another profile is being taken; one is taken at a time, for at most a minute", http.StatusConflict)
+	body, err := a.take(r.Context(), kind, lasts, who)
+	switch {
+	case errors.Is(err, errTaking):
+		http.Error(w, err.Error(), http.StatusConflict)
 		return
-	}
-	defer a.taking.Unlock()
-	a.Log.LogAttrs(r.Context(), slog.LevelInfo, "a profile is taken", slog.String("type", kind), slog.Duration("lasts", lasts), slog.String("by", who))
-	var out bytes.Buffer
-	if err := take(r.Context(), &out, kind, lasts); err != nil {
+	case err != nil:
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	_, _ = w.Write(out.Bytes()) // the caller has gone: nobody is left to tell
+	_, _ = w.Write(body) // the caller has gone: nobody is left to tell
 }
 
-// profileOf reads what is asked for: a kind, and for how long, which is zero of what is there at once.
-func profileOf(kind, seconds string) (string, time.Duration, error) {
+// ProfileOf reads what is asked for: a kind, cpu if it is empty, and for how long, which is zero of what is there at once.
+func ProfileOf(kind, seconds string) (string, time.Duration, error) {
 	switch kind {
 	case "", "cpu":
 		if seconds == "" {
@@ -86,21 +84,29 @@ func profileOf(kind, seconds string) (string, time.Duration, error) {
 	return "", 0, fmt.Errorf("profile %q: use allocs, cpu, goroutine or heap", kind)
 }
 
-// take writes a profile as `go tool pprof` reads it. One of the processor's time ends with ctx if that ends first.
-func take(ctx context.Context, out *bytes.Buffer, kind string, lasts time.Duration) error {
+var errTaking = errors.New("another profile is being taken; one is taken at a time, for at most a minute")
+
+// take returns a profile as `go tool pprof` reads it. One of the processor's time ends with ctx if that ends first.
+func (a *Admin) take(ctx context.Context, kind string, lasts time.Duration, who string) ([]byte, error) {
+	if !a.taking.TryLock() {
+		return nil, errTaking
+	}
+	defer a.taking.Unlock()
+	a.Log.LogAttrs(ctx, slog.LevelInfo, "a profile is taken", slog.String("type", kind), slog.Duration("lasts", lasts), slog.String("by", who))
+	var out bytes.Buffer
 	if kind != "cpu" {
-		return pprof.Lookup(kind).WriteTo(out, 0)
+		err := pprof.Lookup(kind).WriteTo(&out, 0)
+		return out.Bytes(), err
 	}
-	if err := pprof.StartCPUProfile(out); err != nil {
-		return err
+	if err := pprof.StartCPUProfile(&out); err != nil {
+		return nil, err
 	}
-	defer pprof.StopCPUProfile()
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
 	case <-time.After(lasts):
-		return nil
 	}
+	pprof.StopCPUProfile() // writes it
+	return out.Bytes(), ctx.Err()
 }
 
 // log shows the level; PUT sets it, DELETE forgets what was set.

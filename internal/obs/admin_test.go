@@ -56,7 +56,7 @@ func TestProfileOf(t *testing.T) {
 		{kind: "cmdline", err: `profile "cmdline": use allocs, cpu, goroutine or heap`},
 		{kind: "threadcreate", err: "use allocs, cpu, goroutine or heap"},
 	} {
-		kind, lasts, err := profileOf(c.kind, c.seconds)
+		kind, lasts, err := ProfileOf(c.kind, c.seconds)
 		if kind != c.want || lasts != c.lasts || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%q for %q: %q %v %v, want %q %v %q", c.kind, c.seconds, kind, lasts, err, c.want, c.lasts, c.err)
 		}
@@ -113,6 +113,35 @@ func TestOneProfileAtATime(t *testing.T) {
 	if code, body := ask(t.Context(), a, http.MethodGet, "profile?type=heap"); code != http.StatusOK {
 		t.Errorf("after it: %d %s", code, body)
 	}
+}
+
+// Who is slow to read its profile keeps nobody from another.
+func TestSlowReaderOfAProfile(t *testing.T) {
+	a, _ := newAdmin(t, nil)
+	writes, read := make(chan struct{}), make(chan struct{})
+	slow := &slowReader{ResponseRecorder: httptest.NewRecorder(), writes: writes, read: read}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.Pages()["profile"](slow, httptest.NewRequest(http.MethodGet, "/?type=heap", http.NoBody), "")
+	}()
+	<-writes
+	if code, body := ask(t.Context(), a, http.MethodGet, "profile?type=heap"); code != http.StatusOK {
+		t.Errorf("beside who does not read: %d %s", code, body)
+	}
+	close(read)
+	<-ended
+}
+
+type slowReader struct {
+	*httptest.ResponseRecorder
+	writes, read chan struct{}
+}
+
+func (w *slowReader) Write(b []byte) (int, error) {
+	close(w.writes)
+	<-w.read
+	return len(b), nil
 }
 
 // writer is told of each line.

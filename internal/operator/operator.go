@@ -59,7 +59,7 @@ type Options struct {
 	Version   string // of this build
 	Namespace string // the operator's own; heddle-system if empty
 	Log       *slog.Logger
-	Level     *obs.Level // of Log; nil: nobody can set it
+	Level     *obs.Level // of Log; nil: setting it has no effect
 
 	// NoLease runs without leader election: for a process outside the cluster that is the only one.
 	NoLease bool

@@ -40,8 +40,8 @@ func newPages(o Options, live client.Reader) (*pages, error) {
 	}
 	return &pages{
 		gate: &identity.Gate{
-			Audience: mesh.Audience(o.Namespace, operatorName), RootNamespace: o.Namespace, TrustDomain: mesh.DefaultTrustDomain,
-			Home: home, Clusters: oneCluster{tokens}, Members: onlyNamespace(o.Namespace),
+			Audience: mesh.Audience(o.Namespace, operatorName), RootNamespace: o.Namespace, Home: home,
+			Clusters: oneCluster{tokens}, Members: onlyNamespace(o.Namespace),
 			Refused: func(ctx context.Context, r identity.Refusal) { // anybody may call, and must not write our log
 				o.Log.LogAttrs(ctx, slog.LevelDebug, "call refused", slog.String("check", r.Check), slog.String("reason", r.Reason), slog.String("peer", r.Peer))
 			},
