@@ -166,7 +166,7 @@ func (p *plane) start(ctx context.Context) error {
 	p.gate = &identity.Gate{
 		Audience: mesh.Audience(p.Namespace, p.Mesh), AcceptShared: settings.Audience() == mesh.SharedAudience,
 		RootNamespace: p.Namespace, TrustDomain: trustDomain, Home: p.Cluster,
-		Clusters: home{p.cluster}, Members: admitted{members, pipeline.Trusted.Table}, Pods: pods, Refused: refused.note,
+		Clusters: home{p.cluster}, Members: toldMembers{members, pipeline.Trusted.Table}, Pods: pods, Refused: refused.note,
 	}
 	d := &debug{
 		options: p.Options, pipeline: pipeline, meters: g.Meters,

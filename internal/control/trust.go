@@ -24,14 +24,14 @@ func (p *Pipeline) trust(g *graph.Graph) {
 		}))
 }
 
-// admitted are the namespaces whose workloads may call CA and xDS: members that the mesh's proxies are told of. So nobody has a
+// toldMembers are the namespaces whose workloads may call CA and xDS: members that the mesh's proxies are told of. So nobody has a
 // certificate before the word goes out that it counts, however long a round takes. It implements identity.Members.
-type admitted struct {
+type toldMembers struct {
 	members *members
 	told    *graph.Table[mesh.ObjectKey, struct{}] // Sources.Trusted
 }
 
-func (a admitted) Member(cluster mesh.ClusterID, namespace string) bool {
+func (a toldMembers) Member(cluster mesh.ClusterID, namespace string) bool {
 	_, told := a.told.Lookup(mesh.ObjectKey{Cluster: cluster, Name: namespace})
 	return told && a.members.Member(cluster, namespace)
 }

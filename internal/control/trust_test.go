@@ -114,7 +114,7 @@ func TestTrustAcrossRestart(t *testing.T) {
 // Nobody has a certificate before the round that tells proxies to let him in; who leaves is refused without waiting for one.
 func TestAdmittedOnceTold(t *testing.T) {
 	w := newTown(t)
-	a := admitted{w.members, w.sources.Trusted.Table}
+	a := toldMembers{w.members, w.sources.Trusted.Table}
 	w.put("shop", heddlev1alpha1.Joining)
 	w.await("shop", true)
 	if !w.Member("c1", "shop") || a.Member("c1", "shop") {
