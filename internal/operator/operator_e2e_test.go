@@ -591,6 +591,7 @@ func TestOperator(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("S06 its pages are for who may see them", c.pages)
 	t.Run("tags whose objects would have one name, or none", func(t *testing.T) {
 		tag := func(name, of string) *sailv1.IstioRevisionTag {
 			return &sailv1.IstioRevisionTag{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: sailv1.IstioRevisionTagSpec{TargetRef: sailv1.TargetRef{Kind: "Istio", Name: of}}}

@@ -21,10 +21,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// A running operator, with its own rights, by the certificate that the API server knows it by: its pages are for tokens of its
+// pages: a running operator, with its own rights, by the certificate that the API server knows it by: its pages are for tokens of its
 // namespace that are for this, and a profile is taken where its Deployment says so, at once.
-func TestPagesOfARunningOperator(t *testing.T) {
-	c := startCluster(t)
+func (c *cluster) pages(t *testing.T) {
 	hooks := &admissionv1.ValidatingWebhookConfiguration{}
 	must(t, c.Get(t.Context(), client.ObjectKey{Name: operatorName}, hooks))
 	roots := x509.NewCertPool()
