@@ -711,3 +711,19 @@ func TestPolicyMessagesAreLines(t *testing.T) {
 		t.Errorf("%d messages, want all four", evaluated)
 	}
 }
+
+// A key that goes takes along the maps that it leaves empty: server-side apply would leave null in their place. What is in a
+// list stays, as an empty selector means something.
+func TestRevisionHasNoEmptyMaps(t *testing.T) {
+	istio := &sailv1.Istio{ObjectMeta: metav1.ObjectMeta{Name: "m"}, Spec: sailv1.IstioSpec{Namespace: "s", Values: &sailv1.Values{Raw: []byte(
+		`{"pilot":{"env":{},"a":{"b":{}}},"meshConfig":{"discoverySelectors":[{"matchLabels":{}}],"defaultConfig":{"proxyMetadata":{}}}}`,
+	)}}}
+	values, err := resolveValues(istio)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"global":{"istioNamespace":"s"},"meshConfig":{"discoverySelectors":[{"matchLabels":{}}]},"revision":"m"}`
+	if got := string(values.Raw); got != want {
+		t.Errorf("values are %s, want %s", got, want)
+	}
+}

@@ -125,8 +125,21 @@ func resolveValues(istio *sailv1.Istio) (*sailv1.Values, error) {
 	if platform, _ := global["platform"].(string); istio.Spec.Profile == platformOpenShift && platform == "" {
 		global["platform"] = platformOpenShift
 	}
+	dropEmpty(t)
 	raw, err := json.Marshal(t)
 	return &sailv1.Values{Raw: raw}, err
+}
+
+// dropEmpty takes maps without keys out of maps. Where one had a key before, server-side apply would leave null in its place, which
+// the schema refuses; to charts they are the same as none. Lists are kept: an empty selector in one means something.
+func dropEmpty(m map[string]any) {
+	for k, v := range m {
+		if s, ok := v.(map[string]any); ok {
+			if dropEmpty(s); len(s) == 0 {
+				delete(m, k)
+			}
+		}
+	}
 }
 
 // parseValues reads the values that are acted on, as far as they can be read: a stored object with any other fault goes on.
