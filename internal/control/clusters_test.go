@@ -454,8 +454,9 @@ func (w *world) networks(t *testing.T, of map[mesh.ClusterID]string) {
 	}
 }
 
-// Clients are told of endpoints that they can reach: those on their own network, and where one of both says of no network. What
-// a client says of a network that no cluster is on, makes none.
+// Clients are told of endpoints that they can reach: those on their own network, and where one of both says of no network. While
+// no two clusters are on different ones, all are reached whatever pods say; and what is said of a network that no cluster is on
+// counts for nothing.
 func TestEndpointsOfOwnNetwork(t *testing.T) {
 	w, proxies := newClusters(t)
 	const (
@@ -463,17 +464,21 @@ func TestEndpointsOfOwnNetwork(t *testing.T) {
 		c1  = "  10.0.0.1:8080 workload=web-1;shop;web;;c1 tlsMode=istio"
 		c2  = "  10.0.0.1:8088 workload=web-1;shop;web;;c2"
 		far = "  10.0.0.2:8080 workload=web-2;shop;web;;c1 tlsMode=istio"
+		odd = "  10.0.0.4:8080 workload=web-4;shop;web;;c1 tlsMode=istio"
 		out = "  10.0.0.5:8088" // an address that no pod has
 	)
 	w.apply(t, `
 kind: EndpointSlice
 metadata: {name: web-y, namespace: shop, labels: {kubernetes.io/service-name: web}}
 addressType: IPv4
-endpoints: [{addresses: [10.0.0.2], conditions: {ready: true}}]
+endpoints: [{addresses: [10.0.0.2], conditions: {ready: true}}, {addresses: [10.0.0.4], conditions: {ready: true}}]
 ports: [{name: http, port: 8080}]
 ---
 {kind: Pod, metadata: {name: web-2, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio, topology.istio.io/network: west}},
   status: {podIP: 10.0.0.2, phase: Running}}
+---
+{kind: Pod, metadata: {name: web-4, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio, topology.istio.io/network: nowhere}},
+  status: {podIP: 10.0.0.4, phase: Running}}
 ---
 {kind: DestinationRule, metadata: {name: web, namespace: shop}, spec: {host: web, exportTo: [.], subsets: [{name: front, labels: {tier: front}}]}}`)
 	w.in("c2").apply(t, `
@@ -486,30 +491,29 @@ ports: [{name: http, port: 8088}]`)
 	unseen := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: "shop", Name: "new-1"}
 	w.presence.source.Set(unseen, resolve.Client{Workload: unseen, Network: "west"})
 	silent := w.connect("shop", "new-2", "10.0.0.9")
+	nowhere := w.connect("shop", "web-4", "10.0.0.4")
+	all := []string{c1, c2, far, odd, out}
 	for _, step := range []struct {
-		networks                             map[mesh.ClusterID]string
-		first, other, second, unseen, silent []string
-		front                                string // what the first is told of the subset of c2's pods
+		networks                                  map[mesh.ClusterID]string
+		first, other, second, odd, unseen, silent []string
+		front                                     string // what the first is told of the subset of c2's pods
 	}{
 		{
 			networks: map[mesh.ClusterID]string{},
-			first:    []string{c1, c2, far, out}, other: []string{c1, c2, far, out}, second: []string{c1, c2, far, out},
-			unseen: []string{c1, c2, far, out}, silent: []string{c1, c2, far, out}, front: "// weight 1\n" + c2,
+			first:    all, other: all, second: all, odd: all, unseen: all, silent: all, front: "// weight 1\n" + c2,
 		},
 		{
 			networks: map[mesh.ClusterID]string{"c1": "east", "c2": "west"},
-			first:    []string{c1}, other: []string{c2, far, out}, second: []string{c2, far, out},
-			unseen: []string{c2, far, out}, silent: []string{c1},
+			first:    []string{c1, odd}, other: []string{c2, far, out}, second: []string{c2, far, out},
+			odd: []string{c1, odd}, unseen: []string{c2, far, out}, silent: []string{c1, odd},
 		},
 		{
 			networks: map[mesh.ClusterID]string{"c1": "east", "c2": "east"},
-			first:    []string{c1, c2, out}, other: []string{c1, c2, out}, second: []string{c1, c2, out},
-			unseen: []string{c1, c2, out}, silent: []string{c1, c2, out}, front: "// weight 1\n" + c2,
+			first:    all, other: all, second: all, odd: all, unseen: all, silent: all, front: "// weight 1\n" + c2,
 		},
 		{
 			networks: map[mesh.ClusterID]string{"c1": "east", "c2": ""},
-			first:    []string{c1, c2, out}, other: []string{c1, c2, far, out}, second: []string{c1, c2, out},
-			unseen: []string{c1, c2, out}, silent: []string{c1, c2, out}, front: "// weight 1\n" + c2,
+			first:    all, other: all, second: all, odd: all, unseen: all, silent: all, front: "// weight 1\n" + c2,
 		},
 	} {
 		w.networks(t, step.networks)
@@ -522,6 +526,7 @@ ports: [{name: http, port: 8088}]`)
 			{"of c1", proxies["c1"], step.first},
 			{"of c2", proxies["c2"], step.other},
 			{"of c1 that is in the west", second, step.second},
+			{"of c1 that is nowhere", nowhere, step.odd},
 			{"of c1 that says so", unseen, step.unseen},
 			{"of c1 that says nothing", silent, step.silent},
 		} {

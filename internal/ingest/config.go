@@ -36,16 +36,16 @@ func Config(id mesh.ID, system string, m *meshv1alpha1.MeshConfig) mesh.Config {
 }
 
 // Networks reads from the Memberships of the mesh's system namespace, of which each cluster has one, on which networks the
-// clusters are.
+// clusters are. It is nil if no two are on different ones.
 func Networks(systems map[mesh.ClusterID]mesh.Membership) map[mesh.ClusterID]string {
-	var out map[mesh.ClusterID]string
+	out, distinct := map[mesh.ClusterID]string{}, map[string]bool{}
 	for c, m := range systems {
 		if n := m.Labels[networkLabel]; n != "" {
-			if out == nil {
-				out = map[mesh.ClusterID]string{}
-			}
-			out[c] = n
+			out[c], distinct[n] = n, true
 		}
+	}
+	if len(distinct) < 2 {
+		return nil
 	}
 	return out
 }

@@ -1,15 +1,13 @@
 package mesh
 
-import (
-	"cmp"
-	"time"
-)
+import "time"
 
 // Config is what holds for a whole mesh.
 type Config struct {
 	Object
 	Mesh ID
-	// Networks are those of the pods of a cluster that say none themselves. Nil: all addresses reach all, whatever pods say.
+	// Networks are those of the pods of a cluster that say none themselves. Nil: no two clusters are on different ones, and all
+	// addresses reach all, whatever pods say.
 	Networks         map[ClusterID]string
 	Domain           string   // DNS suffix of the cluster's services
 	TrustDomains     []string // own first, then aliases that peers may still carry
@@ -22,13 +20,16 @@ type Config struct {
 	RuleExportTo     []string
 }
 
-// Network returns on which network something in a cluster is that says so itself, or nothing: empty if that is not known, or
-// networks are not told apart.
+// Network returns on which network something in a cluster is, which may say so itself: empty if that is not known, or networks
+// are not told apart. Who makes pods chooses what they say, and each network costs an assignment of each service: there are as
+// many as clusters say.
 func (c Config) Network(in ClusterID, said string) string {
-	if c.Networks == nil {
-		return ""
+	for _, n := range c.Networks {
+		if n == said {
+			return n
+		}
 	}
-	return cmp.Or(said, c.Networks[in])
+	return c.Networks[in]
 }
 
 // AccessLog says where and how proxies log; the zero value logs nothing.

@@ -2,7 +2,6 @@ package resolve
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -76,13 +75,6 @@ func ScopeOf(r *graph.Reader, t *Tables, id mesh.ID, c Client) (Scope, bool) {
 		addresses, network, node = w.Addresses, w.Network, w.Node
 	} else {
 		network = t.ConfigOf(r, id).Network(c.Workload.Cluster, c.Network)
-	}
-	// Who makes pods chooses their labels, and each layer of a network costs an assignment of each service: there are as many as
-	// clusters say.
-	if network != "" {
-		if known := t.ConfigOf(r, id).Networks; !slices.Contains(slices.Collect(maps.Values(known)), network) {
-			network = known[c.Workload.Cluster]
-		}
 	}
 	if !asksNode(r, t, id, c.Workload.Namespace) {
 		node = mesh.NodeKey{}
