@@ -92,7 +92,7 @@ func (a *Admin) take(ctx context.Context, kind string, lasts time.Duration, who 
 		return nil, errTaking
 	}
 	defer a.taking.Unlock()
-	a.Log.LogAttrs(ctx, slog.LevelInfo, "a profile is taken", slog.String("type", kind), slog.Duration("lasts", lasts), slog.String("by", who))
+	a.note(ctx, "a profile is taken", slog.String("type", kind), slog.Duration("lasts", lasts), slog.String("by", who))
 	var out bytes.Buffer
 	if kind != "cpu" {
 		err := pprof.Lookup(kind).WriteTo(&out, 0)
@@ -134,12 +134,17 @@ func (a *Admin) log(w http.ResponseWriter, r *http.Request, who string) {
 	_, _ = w.Write(append(body, '\n'))
 }
 
-// set sets the level, and says so while the louder of both holds.
+// set sets the level, and says so while the louder of both holds: who made the log quiet shows in it.
 func (a *Admin) set(ctx context.Context, to slog.Level, who string) {
 	from := a.Level.Level()
 	a.Level.Set(min(from, to))
-	a.Log.LogAttrs(ctx, slog.LevelInfo, "the log's level is set", slog.String("from", spell(from)), slog.String("to", spell(to)), slog.String("by", who))
+	a.note(ctx, "the log's level is set", slog.String("from", spell(from)), slog.String("to", spell(to)), slog.String("by", who))
 	a.Level.Set(to)
+}
+
+// note logs what somebody did, however quiet the log is.
+func (a *Admin) note(ctx context.Context, did string, attrs ...slog.Attr) {
+	a.Log.LogAttrs(ctx, max(slog.LevelInfo, a.Level.Level()), did, attrs...)
 }
 
 func allowed(w http.ResponseWriter, r *http.Request, methods ...string) bool {

@@ -72,6 +72,7 @@ func TestProfile(t *testing.T) {
 			t.Errorf("%s where they are off: %d %s, logged %q", page, code, body, log)
 		}
 		a, log = newAdmin(t, nil)
+		a.Level.Set(slog.LevelError)
 		code, body := ask(t.Context(), a, http.MethodGet, page)
 		if code != http.StatusOK || !strings.Contains(log.String(), "by=sys/default") {
 			t.Fatalf("%s: %d %s, logged %q", page, code, body, log)
@@ -162,7 +163,7 @@ func TestLogPage(t *testing.T) {
 		{method: "PUT", page: "log?level=debug", code: 200, body: `{"level":"debug","start":"info"}`, logged: "from=info to=debug by=sys/default", level: slog.LevelDebug},
 		{method: "GET", page: "log?level=error", code: 200, body: `{"level":"debug","start":"info"}`, level: slog.LevelDebug},
 		{method: "PUT", page: "log?level=error", code: 200, body: `{"level":"error","start":"info"}`, logged: "from=debug to=error", level: slog.LevelError},
-		{method: "PUT", page: "log?level=warn", code: 200, body: `{"level":"warn","start":"info"}`, level: slog.LevelWarn},
+		{method: "PUT", page: "log?level=warn", code: 200, body: `{"level":"warn","start":"info"}`, logged: "from=error to=warn by=sys/default", level: slog.LevelWarn},
 		{method: "PUT", page: "log?level=loud", code: 400, body: "use debug, info, warn or error", level: slog.LevelWarn},
 		{method: "PUT", page: "log", code: 400, body: "use debug, info, warn or error", level: slog.LevelWarn},
 		{method: "POST", page: "log?level=debug", code: 405, level: slog.LevelWarn},
