@@ -73,6 +73,10 @@ func (a *app) profile(cmd *cobra.Command, pod, kind string, lasts time.Duration,
 		return err
 	}
 	// Whether the file can be written is known before a minute has gone, and what was there stays if there is no profile.
+	// It takes the place of a file, never of a device such as /dev/null.
+	if there, err := os.Lstat(file); err == nil && !there.Mode().IsRegular() {
+		return fmt.Errorf("write the profile: %s is there and is no regular file; name another", file)
+	}
 	out, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
 	if err != nil {
 		return fmt.Errorf("write the profile: %w", err)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -125,6 +126,24 @@ func TestAdminProfile(t *testing.T) {
 	x := &processes{}
 	if _, err := runVerb(t, x.in(world0(t, 1)), nil, "admin", "profile", plane1, "-o", filepath.Join(t.TempDir(), "no", "p")); err == nil || !strings.Contains(err.Error(), "write the profile") || len(x.asked) > 0 {
 		t.Errorf("a file that cannot be written: %v, asked %q", err, x.asked)
+	}
+	// A directory, a pipe or a link stays what it is, and is told before a minute has gone: /dev/stdout is a link too.
+	for what, put := range map[string]func(string) error{
+		"a directory": func(f string) error { return os.Mkdir(f, 0o700) },
+		"a pipe":      func(f string) error { return unix.Mkfifo(f, 0o600) },
+		"a link":      func(f string) error { return os.Symlink(f+"-1", f) },
+	} {
+		file := filepath.Join(t.TempDir(), "f")
+		if err := put(file); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := os.Lstat(file)
+		x := &processes{says: map[string]string{plane1: "P"}}
+		_, err := runVerb(t, x.in(world0(t, 1)), nil, "admin", "profile", plane1, "-o", file)
+		after, _ := os.Lstat(file)
+		if err == nil || !strings.Contains(err.Error(), file+" is there and is no regular file") || len(x.asked) > 0 || after.Mode() != before.Mode() {
+			t.Errorf("%s: %v, asked %q, it is %v now", what, err, x.asked, after.Mode())
+		}
 	}
 	if _, err := runVerb(t, x.in(world0(t, 1)), nil, "admin", "profile", plane1); err == nil || !strings.Contains(err.Error(), "name the file to write: -o FILE") {
 		t.Errorf("no file: %v", err)
