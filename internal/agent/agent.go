@@ -74,6 +74,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	group.Go(func() error { rotation.Run(serving); return nil })
 	sds := newSecrets(rotation, c.Root, log)
 	group.Go(func() error { sds.followRoot(serving); return nil })
+	group.Go(func() error { sds.stayUnder(serving); return nil })
 	if err := c.serveAll(serving, group, &xds.Relay{
 		Upstream: discovery,
 		OnResponse: func(typeURL, nack string) {

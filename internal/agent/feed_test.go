@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -289,6 +291,7 @@ func TestRootReplaced(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() { rotation.Run(ctx) })
 	running.Go(func() { sds.followRoot(ctx) })
+	running.Go(func() { sds.stayUnder(ctx) })
 	t.Cleanup(running.Wait)
 	t.Cleanup(cancel)
 	<-had
@@ -299,6 +302,55 @@ func TestRootReplaced(t *testing.T) {
 	if c, _, _ := rotation.Current(); !c.Under([]byte(second.Roots())) {
 		t.Error("the other certificate is not under the other root")
 	}
+}
+
+// A control plane that is about to end may sign under the root of before, when the mount has the other one already: it is asked
+// again, in some seconds and not all the time.
+func TestRootReplacedBeforeThePlane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newAuthority(t), newAuthority(t)
+		root := filepath.Join(t.TempDir(), "root-cert.pem")
+		write(t, root, first.Roots())
+		var signing atomic.Pointer[identity.Authority]
+		signing.Store(first)
+		var asked atomic.Int64
+		rotation := identity.NewRotation(func(ctx context.Context) (identity.Credential, error) {
+			asked.Add(1)
+			return identity.Obtain(ctx, signer{signing.Load()}, time.Hour)
+		}, slog.New(slog.DiscardHandler))
+		s := &secrets{rotation: rotation, root: root, log: slog.New(slog.DiscardHandler), changed: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer cancel()
+		running.Go(func() { rotation.Run(ctx) })
+		running.Go(func() { s.stayUnder(ctx) })
+		synctest.Wait()
+		if n := asked.Load(); n != 1 {
+			t.Fatalf("%d certificates at the start", n)
+		}
+		write(t, root, second.Roots())
+		s.reread()
+		time.Sleep(20 * time.Minute)
+		synctest.Wait()
+		if n := asked.Load(); n < 3 || n > 20 {
+			t.Errorf("%d certificates in 20 minutes", n)
+		}
+		s.reread()
+		time.Sleep(3 * time.Second)
+		signing.Store(second)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if c, _, _ := rotation.Current(); !c.Under([]byte(second.Roots())) {
+			t.Error("no certificate under the other root")
+		}
+		before := asked.Load()
+		time.Sleep(20 * time.Minute) // less than half of its life
+		synctest.Wait()
+		if n := asked.Load(); n != before {
+			t.Errorf("%d certificates more, though it is under the root", n-before)
+		}
+	})
 }
 
 // signer is a CA client that signs in place.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -40,8 +41,8 @@ type secrets struct {
 	changed chan struct{}
 }
 
-// newSecrets watches the file of roots from now on; who calls it calls followRoot. An agent that can't be told of changes tells
-// Envoy of them with the next certificate.
+// newSecrets watches the file of roots from now on; who calls it calls followRoot and stayUnder. An agent that can't be told of
+// changes tells Envoy of them with the next certificate.
 func newSecrets(rotation *identity.Rotation, root string, log *slog.Logger) *secrets {
 	watch, err := identity.Watch(filepath.Dir(root))
 	if err != nil {
@@ -57,8 +58,7 @@ func (s *secrets) mounted() (version int, changed <-chan struct{}) {
 	return s.version, s.changed
 }
 
-// followRoot has Envoy told of roots whenever the file changes, until ctx ends. A certificate that leads to none of them any more
-// is good for nobody who has the file alone, so another is had at once.
+// followRoot has Envoy told of roots whenever the file changes, until ctx ends.
 func (s *secrets) followRoot(ctx context.Context) {
 	if s.watch == nil {
 		return
@@ -70,15 +70,48 @@ func (s *secrets) followRoot(ctx context.Context) {
 		} else if err != nil {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "changes of the mesh's root may have been missed; it is read again", slog.Any("err", err))
 		}
-		s.mu.Lock()
-		s.version++
-		close(s.changed)
-		s.changed = make(chan struct{})
-		s.mu.Unlock()
+		s.reread()
+	}
+}
+
+// reread has who waits for another version of the file read it.
+func (s *secrets) reread() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Waits for a control plane to sign under the mounted roots: doubled from the first to the last.
+const (
+	firstAsk = time.Second
+	lastAsk  = 5 * time.Minute
+)
+
+// stayUnder has another certificate be had when the file has changed and the present one leads to none of its roots any more, until
+// ctx ends: it is good for nobody who has the file alone. The connection to the control plane may still be to one that signs under
+// the roots of before, so it is asked for again.
+func (s *secrets) stayUnder(ctx context.Context) {
+	_, changed := s.mounted()
+	var again <-chan time.Time
+	wait := firstAsk
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			wait = firstAsk
+		case <-again:
+			wait = min(2*wait, lastAsk)
+		}
+		_, changed = s.mounted()
+		again = nil
 		roots, err := os.ReadFile(s.root)
 		if c, ok, _ := s.rotation.Current(); err == nil && ok && !c.Under(roots) {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "the mesh has another root; a certificate under it is asked for")
 			s.rotation.Renew()
+			again = time.After(wait)
 		}
 	}
 }
