@@ -19,8 +19,8 @@ func (a *app) whyCommand() *cobra.Command {
 	var output format
 	cmd := &cobra.Command{
 		Use: "why POD.NAMESPACE [RESOURCE]", Short: "Say which object caused what a proxy holds",
-		Long: "why names, for a resource that the control plane has sent to the pod's proxy (a cluster, listener, route or assignment, by its\n" +
-			"Envoy name), the Kubernetes object that it comes from. Without a name it lists all.",
+		Long: "why names, for a resource that the control plane has sent to the pod's proxy (a cluster, listener, route, assignment or secret,\n" +
+			"by its Envoy name), the Kubernetes object that it comes from. Without a name it lists all.",
 		Example: "  heddle why sleep-7f56dc944b-vwfm5.app-ns-1 'outbound|8000||httpbin.app-ns-1.svc.cluster.local'",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.why(cmd, args, output) },

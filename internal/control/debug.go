@@ -331,10 +331,10 @@ func (d *debug) why(q url.Values) (any, int) {
 	}
 	name := q.Get("resource")
 	causes := []cause{}
-	for _, t := range []string{clusterType, assignmentType, listenerType, routeType} {
-		for _, r := range d.server.Resources(id, t) {
+	for _, t := range pushOrder {
+		for _, r := range d.server.Resources(id, t.URL) {
 			if name == "" || r.Name == name {
-				causes = append(causes, cause{short(t), r.Name, r.Version, r.Origin})
+				causes = append(causes, cause{short(t.URL), r.Name, r.Version, r.Origin})
 			}
 		}
 	}

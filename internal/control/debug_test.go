@@ -234,6 +234,9 @@ func TestSyncStatusOfTrust(t *testing.T) {
 			clusters := subscribe(t, c, clusterType) // the answer says that the server has read what came before
 			h.want(t, map[string]string{"Cluster": "STALE", "Listener": "SYNCED"})
 			check(t, c.Ack(clusters))
+			if code, body := h.debug.Load().page("why?proxyID=" + proxyID + "&resource=heddle/members"); code != 200 || !strings.Contains(string(body), `"Origin": "MeshConfig one"`) {
+				t.Errorf("why: %d %s", code, body)
+			}
 			h.Trusted.Set(mesh.ObjectKey{Cluster: "c1", Name: "new"}, struct{}{})
 			check(t, c.Nack(next(t, c), "no such name"))
 			if r := <-h.rejected; r.typeURL != secretType || r.detail != "no such name" {
