@@ -642,6 +642,58 @@ func TestCompositeWaitsForItsParts(t *testing.T) {
 	step("it is no longer wanted", "2", "a", "b")
 }
 
+// A workload whose inbound side cannot be made keeps the last one, with all of its listeners; one that never had any is told
+// nothing, as it would have what it brings taken away. A mended one has the new side.
+func TestUnmadeInboundSideStaysAsItWas(t *testing.T) {
+	c := newCity(20, 1)
+	h := held{}
+	h.apply(c.published)
+	pod := c.pod(0, 0)
+	k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: pod.Namespace, Name: pod.Name}
+	side := func() (xds.Group, string) {
+		_, needs := c.Groups(k)
+		return needs, fmt.Sprint(sortedNames(h[needs][listenerType]), sortedNames(h[needs][clusterType]))
+	}
+	slice := func(port int32) {
+		name := "http"
+		c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "own"}, &corev1.Service{Spec: corev1.ServiceSpec{
+			ClusterIP: "10.200.0.1", Ports: []corev1.ServicePort{{Name: name, Port: 81}},
+		}})
+		c.EndpointSlices.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "own"}, &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{discoveryv1.LabelServiceName: "own"}},
+			Ports:      []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{podIP(0, 0)}}},
+		})
+		c.graph.Step()
+		h.apply(c.published)
+	}
+	group, before := side()
+	const bad = 70_000 // which the API server lets a slice have, and Envoy refuses as a port
+	slice(bad)
+	if now, is := side(); now != group || is != before {
+		t.Errorf("the side is %s with %s, was %s with %s", now, is, group, before)
+	}
+	c.presence.source.Delete(k)
+	c.graph.Step()
+	h.apply(c.published)
+	c.connect(0, 0)
+	c.graph.Step()
+	h.apply(c.published)
+	if groups, needs := c.Groups(k); len(groups) > 0 || needs != toCome {
+		t.Errorf("a client whose side was never made holds %v, and needs %s", groups, needs)
+	}
+	if f := c.Findings(); len(f) == 0 {
+		t.Error("nothing is found")
+	}
+	slice(9090)
+	if now, is := side(); now == group || is != "[virtualInbound virtualOutbound] [InboundPassthroughCluster inbound|8080|| inbound|9090||]" {
+		t.Errorf("the mended side is %s with %s", now, is)
+	}
+	if f := c.Findings(); len(f) > 0 {
+		t.Errorf("findings are %v after it is mended", f)
+	}
+}
+
 // Whatever a round does meanwhile, a client of a pod that has its own network needs an inbound side: its groups are never put
 // together of two revisions.
 func TestGroupsAreOfOneRevision(t *testing.T) {

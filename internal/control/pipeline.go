@@ -121,7 +121,8 @@ func (p *Pipeline) Changes() []xds.Change {
 const toCome xds.Group = "inbound to come"
 
 // Groups returns what a connected client holds, later ones winning by name, and which of it is needed: its inbound side. Until
-// the round has come that takes the client in, that is to come, with a Moved. Safe for concurrent use.
+// the round has come that takes the client in, or in which its side can first be made, that is to come, with a Moved. Safe for
+// concurrent use.
 func (p *Pipeline) Groups(k mesh.WorkloadKey) (out []xds.Group, needs xds.Group) {
 	own, ok := p.proxies.Lookup(k)
 	if !ok {
