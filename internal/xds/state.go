@@ -424,26 +424,23 @@ func (c *client) replace(s *subscription, l layers, list []string, first bool) {
 		return
 	}
 	s.setAll(wild && s.rule.Wildcard)
-	before := s.names
-	s.names = c.names.of(slices.DeleteFunc(list, star))
-	if s.names == before {
-		return
-	}
-	before.diff(s.names, func(n string) {
+	now := c.names.of(slices.DeleteFunc(list, star))
+	s.names.diff(now, func(n string) {
 		switch {
-		case s.names.has(n):
+		case now.has(n):
 			s.weigh(l, n)
 			if !first {
 				s.oweName(n)
 			}
-		case !s.all:
+		case !s.rule.Wildcard:
 			s.forget(n)
-		default: // it stays by the wildcard, unless only Session.Ask had it
+		default: // it stays by the wildcard, or is gone by the next response, which has all; not so what only Session.Ask had
 			s.touch(n)
 			delete(s.extra, n)
 			s.unweigh(n)
 		}
 	})
+	s.names = now
 }
 
 // setAll sets whether the client asks for all names. That changes what follows from base, so what was told is noted first.
