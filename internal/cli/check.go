@@ -434,6 +434,7 @@ root certificate and a token audience of their own. Powers that reach across mes
   - a control plane may create ConfigMaps of any name in its own namespaces, and Secrets where it runs: RBAC cannot limit what is yet to be made
   - the operator may read Namespaces and Pods, and write Deployments, Services, ServiceAccounts, ConfigMaps, autoscalers and disruption budgets anywhere,
     and webhook configurations; it binds the heddle-mesh-* roles, and asks the API server what others may do (SubjectAccessReviews)
+    and whose tokens it is shown (TokenReviews)
   - who may label Namespaces and is granted "enroll" on an Istio (kubectl auth can-i enroll istios.sailoperator.io/NAME) moves namespaces into that mesh
   - a port that lets plain text in (as without a PeerAuthentication of mode STRICT) may be called by every pod of the cluster, of whatever mesh
   - one set of custom resource definitions serves all meshes

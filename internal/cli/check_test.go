@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/anypb"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,6 +26,7 @@ import (
 
 	heddlev1alpha1 "github.com/heddle-mesh/heddle/api/heddle/v1alpha1"
 	sailv1 "github.com/heddle-mesh/heddle/api/sailoperator/v1"
+	"github.com/heddle-mesh/heddle/internal/operator"
 )
 
 func istio(name, namespace, selector string) sailv1.Istio {
@@ -201,14 +203,14 @@ func TestCheckLeavers(t *testing.T) {
 		want string // a part of the message; empty: not found
 	}{
 		{"nobody left", func(s *snapshot) { s.pods = s.pods[:4] }, ""},
-		{"no policy", func(*snapshot) {}, "(gone) are refused by mutual TLS, but may call like anybody where plain text is let in: in app-1; app-3; a PeerAuthentication of mode STRICT in namespace sys-1"},
+		{"no policy", func(*snapshot) {}, "(gone) are refused by mutual TLS, but may call like anybody where plain text is let in: in app-1; app-3; a PeerAuthentication of mode STRICT in namespace sys-1 ends that where no narrower one says otherwise"},
 		{"strict", func(s *snapshot) { s.objects = []object{strict} }, ""},
 		{"strict, but for one namespace", func(s *snapshot) {
 			s.objects = []object{strict, policy("app-3", `{"mtls":{"mode":"PERMISSIVE"}}`)}
-		}, "is let in: in app-3; a Peer"},
+		}, "is let in: in app-3; a PeerAuthentication of mode STRICT in namespace sys-1 ends that where no narrower one says otherwise"},
 		{"strict, but for one port", func(s *snapshot) {
 			s.objects = []object{strict, policy("app-3", `{"selector":{"matchLabels":{"app":"x"}},"portLevelMtls":{"8080":{"mode":"DISABLE"}}}`)}
-		}, "is let in: in app-3; a Peer"},
+		}, "is let in: in app-3; a PeerAuthentication of mode STRICT in namespace sys-1 ends that where no narrower one says otherwise"},
 		{"strict, but for workloads that are not there", func(s *snapshot) {
 			s.objects = []object{strict, policy("app-3", `{"selector":{"matchLabels":{"app":"y"}},"mtls":{"mode":"DISABLE"}}`)}
 		}, ""},
@@ -263,6 +265,43 @@ func TestPrintFindings(t *testing.T) {
 	out.Reset()
 	if err := printFindings(&out, []finding{{Object: "Pod a/b", Reason: "RestartNeeded", Message: "x"}}, "json"); !errors.Is(err, ErrReported) || !strings.Contains(out.String(), `"object": "Pod a/b"`) {
 		t.Errorf("%v\n%s", err, &out)
+	}
+}
+
+// Whom the operator and control planes may ask the API server about, in all the cluster, is said in what check says of isolation.
+func TestIsolationNamesReviews(t *testing.T) {
+	objects, err := operator.Bootstrap(operator.Images{Heddle: "h", Proxy: "p"}, operator.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := map[string]string{}
+	for point := range strings.SplitSeq(softIsolation, "\n  - ") {
+		for role, begins := range map[string]string{"heddle-operator": "the operator may", "heddle-mesh-cluster": "every control plane"} {
+			if strings.HasPrefix(point, begins) {
+				said[role] = strings.ToLower(point)
+			}
+		}
+	}
+	asks := 0
+	for _, o := range objects {
+		role, ok := o.(*rbacv1.ClusterRole)
+		if !ok {
+			continue
+		}
+		for _, rule := range role.Rules {
+			for _, r := range rule.Resources {
+				if !strings.HasSuffix(r, "reviews") {
+					continue
+				}
+				asks++
+				if !strings.Contains(said[role.Name], r) {
+					t.Errorf("%s may create %s, which is not said", role.Name, r)
+				}
+			}
+		}
+	}
+	if asks != 4 {
+		t.Errorf("%d rights to ask", asks)
 	}
 }
 

@@ -41,7 +41,7 @@ func (s snapshot) checkLeavers(owner map[string]membership, found *found) {
 		}
 		found.add(about, "Istio "+name, "PlainTextFromLeavers",
 			"pods of namespaces that left the mesh (%s) are refused by mutual TLS, but may call like anybody where plain text is let in: in %s; "+
-				"a PeerAuthentication of mode STRICT in namespace %s ends that", mesh.Some(leavers), mesh.Some(open), system)
+				"a PeerAuthentication of mode STRICT in namespace %s ends that where no narrower one says otherwise", mesh.Some(leavers), mesh.Some(open), system)
 	}
 }
 
