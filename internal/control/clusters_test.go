@@ -312,7 +312,7 @@ ports: [{name: tcp, port: 95}]
 		}
 	}
 	wantText(t, "findings", w.found(), `
-c2 Service shop/set: AddressUnknown: port 95: connections to an address of its endpoints are its own for clients of namespace shop only, as no known pod of that namespace has it: what is nobody's may be anybody's`)
+c2 Service shop/set: AddressUnknown: port 95: connections to an address of its endpoints are its own for clients of namespace shop, and of others with a rule for set.shop.svc.cluster.local, only, as no known pod of shop has it: what is nobody's may be anybody's`)
 }
 
 // A pod's address is its namespace's in its own cluster only.
@@ -336,7 +336,7 @@ ports: [{name: tcp, port: 95}]
 ---
 {kind: Service, metadata: {name: late, namespace: shop}, spec: {clusterIP: 10.96.0.8, ports: [{name: tcp, port: 95}]}}`)
 	wantText(t, "findings, none of which says that somebody has an address", w.found(), `
-c1 Service other/set: AddressUnknown: port 95: connections to an address of its endpoints are its own for clients of namespace other only, as no known pod of that namespace has it: what is nobody's may be anybody's`)
+c1 Service other/set: AddressUnknown: port 95: connections to an address of its endpoints are its own for clients of namespace other, and of others with a rule for set.other.svc.cluster.local, only, as no known pod of other has it: what is nobody's may be anybody's`)
 }
 
 // Where all is in one cluster, a client of it has no more than before, and nothing is made for another.

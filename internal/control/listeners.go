@@ -31,7 +31,7 @@ func (p *Pipeline) listeners(g *graph.Graph) {
 					emit(findingKey{About: f.About, Message: f.Message}, f)
 				}
 				if row.Val.Nobodys {
-					f := mesh.Finding{About: row.Val.Ref, Reason: "AddressUnknown", Message: resolve.Unknown(row.Key)}
+					f := mesh.Finding{About: row.Val.Ref, Reason: "AddressUnknown", Message: resolve.Unowned(row.Key)}
 					emit(findingKey{About: f.About, Message: f.Message}, f)
 				}
 			}

@@ -210,7 +210,7 @@ type Backends struct {
 	Accounts  []string       // identities, as URIs, sorted
 	Addresses []mesh.Address // sorted
 	Unowned   []mesh.Address // of these, sorted, what no known pod of the service's namespace has
-	Nobodys   bool           // some of these name no pod either
+	Nobodys   []mesh.Address // of these, sorted, what no endpoint says to be a pod's either
 	Networks  []string       // on which some are, sorted
 	Mutual    bool           // there are endpoints whose workloads are known, and all accept mutual TLS of the mesh
 }
@@ -218,17 +218,19 @@ type Backends struct {
 // BackendsOf gathers the backends of a service from its endpoints.
 func BackendsOf(r *graph.Reader, t *Tables, rows []*graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
 	accounts, networks := map[string]bool{}, map[string]bool{}
-	addresses, unowned := map[mesh.Address]bool{}, map[mesh.Address]bool{}
-	plain, nobodys := false, false
+	addresses, unowned, nobodys := map[mesh.Address]bool{}, map[mesh.Address]bool{}, map[mesh.Address]bool{}
+	plain := false
 	for _, row := range rows {
-		addresses[mesh.Address{Cluster: row.Key.Cluster, IP: row.Key.Address}] = true
+		address := mesh.Address{Cluster: row.Key.Cluster, IP: row.Key.Address}
+		addresses[address] = true
 		w, known, foreign := behind(r, t, row.Val)
 		if known || foreign {
 			networks[networkOf(r, t, row.Key, w)] = true
 		}
 		if !known || w.Key.Namespace != row.Key.Service.Namespace {
-			unowned[mesh.Address{Cluster: row.Key.Cluster, IP: row.Key.Address}] = true
-			nobodys = nobodys || foreign
+			before := nobodys[address]
+			nobodys[address] = foreign && (before || !unowned[address])
+			unowned[address] = true
 		}
 		switch {
 		case known:
@@ -239,9 +241,11 @@ func BackendsOf(r *graph.Reader, t *Tables, rows []*graph.Row[mesh.EndpointKey, 
 		default: // a pod that has ended, or is yet to be seen: it says nothing about the others
 		}
 	}
-	b := Backends{Mutual: len(accounts) > 0 && !plain, Nobodys: nobodys}
+	maps.DeleteFunc(nobodys, func(_ mesh.Address, yes bool) bool { return !yes })
+	b := Backends{Mutual: len(accounts) > 0 && !plain}
 	b.Accounts, b.Addresses = sorted(accounts), slices.SortedFunc(maps.Keys(addresses), mesh.Address.Compare)
 	b.Unowned = slices.SortedFunc(maps.Keys(unowned), mesh.Address.Compare)
+	b.Nobodys = slices.SortedFunc(maps.Keys(nobodys), mesh.Address.Compare)
 	delete(networks, "")
 	if len(networks) > 0 {
 		b.Networks = sorted(networks)

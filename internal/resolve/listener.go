@@ -36,16 +36,48 @@ func (k BindingKey) Compare(o BindingKey) int {
 		cmp.Compare(k.Socket.Port, o.Socket.Port), k.Service.Compare(o.Service))
 }
 
+// Claim is by what a service wants a socket; the lower comes first.
+type Claim uint8
+
+const (
+	Own     Claim = iota // the address is the service's own
+	Listed               // a slice names it, and a known pod of the service's namespace has it
+	Unknown              // a slice names it, and no known pod of the service's namespace has it
+	Passed               // as Unknown, for clients who go by nothing that the service says: it is let pass
+)
+
 // Binding is a service's wish for the connections to a socket.
 type Binding struct {
 	mesh.Object // in the cluster of the socket; of a socket that is in none, the service's
 	Protocol    mesh.Protocol
 	Addresses   []string // of the service, the primary one first: one listener has all of them that it gets
-	Listed      bool     // a slice names the address; it is not the service's own
+	Claim       Claim
 	Barred      string   // why it can't have the socket, whoever else wants it; empty: it can
 	Nobodys     bool     // no pod is known, or named, that has the address
 	All         bool     // everybody sees it; else Clients do
-	Clients     []string
+	Clients     []string // who sees it
+	Near        []string // of an Unknown one, who goes by the service
+	Open        bool     // of an Unknown one, that it is let pass for all others who see it
+}
+
+// each calls f for each namespace, empty for everybody, with the wish that holds for its clients.
+func (b Binding) each(f func(client string, b Binding)) {
+	if b.Claim == Unknown {
+		for _, c := range b.Near {
+			f(c, b)
+		}
+		if !b.Open {
+			return
+		}
+		b.Claim = Passed
+	}
+	if b.All {
+		f("", b)
+		return
+	}
+	for _, c := range b.Clients {
+		f(c, b)
+	}
 }
 
 // Bindings emits what a service wants. Requests on one port share a socket, whatever their destination; other protocols are
@@ -82,22 +114,43 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 				continue
 			}
 			b := b
-			b.Object, b.Addresses, b.Listed, b.Barred = own.Object, []string{a.IP}, true, barred(r, t, s, a)
-			if _, unowned := slices.BinarySearchFunc(backends.Unowned, a, mesh.Address.Compare); unowned {
-				b.All, b.Clients, b.Nobodys = false, near(r, t, s), backends.Nobodys && b.Barred == ""
+			b.Object, b.Addresses, b.Claim, b.Barred = own.Object, []string{a.IP}, Listed, barred(r, t, s, a)
+			if _, unowned := slices.BinarySearchFunc(backends.Unowned, a, mesh.Address.Compare); unowned && b.Barred == "" {
+				_, b.Nobodys = slices.BinarySearchFunc(backends.Nobodys, a, mesh.Address.Compare)
+				b.Claim, b.Near, b.Open = Unknown, near(r, t, s), b.Nobodys && passed(r, t, s, p.Number)
 			}
 			add(a, b)
 		}
 	}
 }
 
-// near are the clients who are told of an address that a service's slices list and no known pod of its namespace has: whose it
-// is nobody can tell, so that what the namespace says of it is for the namespace itself.
+// near are the clients who go by a service at an address that its slices list and no known pod of its namespace has: whose it is
+// nobody can tell, so that what the namespace says of it is for the namespace itself, and for whose own rules name the service.
 func near(r *graph.Reader, t *Tables, s mesh.Service) []string {
+	set := map[string]bool{}
 	if own := s.Key.Namespace; s.Export.Sees(own) && t.Used(r, s.Key.Mesh, own) {
-		return []string{own}
+		set[own] = true
 	}
-	return nil
+	seen, _ := graph.Get(r, t.Seen, s.Key)
+	for _, v := range seen {
+		if v.own() && v.Rule.Host == s.Key.Host {
+			set[v.Client] = true
+		}
+	}
+	return sorted(set)
+}
+
+// passed reports whether connections of others to such an address are let pass where those to unknown ones are not: by nothing
+// that the service says, but not in plain text where a rule for all, or of the service's, would have them secured.
+func passed(r *graph.Reader, t *Tables, s mesh.Service, port uint32) bool {
+	if !t.ConfigOf(r, s.Key.Mesh).RegistryOnly {
+		return false
+	}
+	seen, _ := graph.Get(r, t.Seen, s.Key)
+	return !slices.ContainsFunc(seen, func(v View) bool {
+		mode := v.Rule.TLS(port, "").Mode
+		return !v.own() && mode != mesh.TLSUnset && mode != mesh.TLSDisable
+	})
 }
 
 // barred says why a slice may not name an address for a service: slices are written by users, and what is another service's,
@@ -121,20 +174,15 @@ type Won struct {
 	Binding
 }
 
-// Arbitrate decides between the services that want one socket: a service's own address comes before what slices list, then
-// the oldest has it. It decides for everybody, and for each namespace whose clients see it otherwise.
+// Arbitrate decides between the services that want one socket: by their claims, then the oldest has it. It decides for everybody, and for each namespace whose clients see it otherwise.
 func Arbitrate(rows []*graph.Row[BindingKey, Binding]) []Won {
 	best := map[string]Won{} // of what everybody sees, and of what only clients of a namespace do
 	for _, row := range rows {
-		clients := row.Val.Clients
-		if row.Val.All {
-			clients = []string{""}
-		}
-		for _, c := range clients {
-			if w, ok := best[c]; row.Val.Barred == "" && (!ok || before(row.Val, w.Binding)) {
-				best[c] = Won{c, row.Key.Service, row.Val}
+		row.Val.each(func(c string, b Binding) {
+			if w, ok := best[c]; b.Barred == "" && (!ok || before(b, w.Binding)) {
+				best[c] = Won{c, row.Key.Service, b}
 			}
-		}
+		})
 	}
 	everybody, all := best[""]
 	if all && rows[0].Key.Socket.Address == (mesh.Address{}) {
@@ -149,12 +197,7 @@ func Arbitrate(rows []*graph.Row[BindingKey, Binding]) []Won {
 	return out
 }
 
-func before(a, b Binding) bool {
-	if a.Listed != b.Listed {
-		return b.Listed
-	}
-	return a.Compare(b.Object) < 0
-}
+func before(a, b Binding) bool { return cmp.Or(cmp.Compare(a.Claim, b.Claim), a.Compare(b.Object)) < 0 }
 
 // winner returns who has a socket as clients of a namespace see it.
 func winner(won []Won, client string) (Won, bool) {
@@ -166,10 +209,10 @@ func winner(won []Won, client string) (Won, bool) {
 	return Won{}, false
 }
 
-// Unknown says that a service has a socket for its own namespace only.
-func Unknown(k BindingKey) string {
-	return fmt.Sprintf("port %d: connections to an address of its endpoints are its own for clients of namespace %s only, as no known pod of that namespace has it: "+
-		"what is nobody's may be anybody's", k.Socket.Port, k.Service.Namespace)
+// Unowned says that a service has a socket for few of those who see it.
+func Unowned(k BindingKey) string {
+	return fmt.Sprintf("port %d: connections to an address of its endpoints are its own for clients of namespace %[2]s, and of others with a rule for %[3]s, "+
+		"only, as no known pod of %[2]s has it: what is nobody's may be anybody's", k.Socket.Port, k.Service.Namespace, k.Service.Host)
 }
 
 // Lost says why a service does not get a socket that it wants, for some of those who see it; empty if it does, or nobody can
@@ -179,14 +222,17 @@ func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string
 		return "" // requests are told apart by their host
 	}
 	what := "connections to " + k.Socket.Address.IP
-	if b.Listed {
+	if b.Claim != Own {
 		what = "connections to an address of its endpoints" // there may be many
 	}
 	if b.Barred != "" {
 		return fmt.Sprintf("port %d: %s are not its own, as that %s", k.Socket.Port, what, b.Barred)
 	}
 	clients := b.Clients
-	if b.All {
+	switch {
+	case b.Claim == Unknown:
+		clients = b.Near // others are not its own in any case
+	case b.All:
 		seen, _ := graph.Get(r, t.Seen, k.Service)
 		clients = nil
 		for _, v := range seen { // of everybody, and of those who have rules of their own for it
@@ -195,7 +241,7 @@ func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string
 	}
 	for _, c := range clients {
 		w, ok := winner(won, c)
-		if ok && w.Service != k.Service && !(b.Listed && w.Listed && alike(r, t, k, b, w, c)) {
+		if ok && w.Service != k.Service && !(b.Claim != Own && w.Claim != Own && alike(r, t, k, b, w, c)) {
 			return fmt.Sprintf("port %d: %s go to %s, which has the same address and is older: give one of them another port", k.Socket.Port, what, w.Ref)
 		}
 	}
@@ -227,7 +273,7 @@ type ListenerKey struct {
 // Chain is a filter chain: what is done with which connections.
 type Chain struct {
 	Route   string // route configuration of requests; empty: bytes, that go to Cluster
-	Cluster string
+	Cluster string // empty: to where they were sent
 	Stat    string // names the listener in statistics of requests
 	Sniffed bool   // requests among connections of any protocol
 }
@@ -337,10 +383,13 @@ func listener(r *graph.Reader, k Socket, won []Won, sockets *graph.Table[Socket,
 	}
 	spec.Name = fmt.Sprintf("%s_%d", k.Address.IP, k.Port)
 	cluster := ClusterName(w.Service, k.Port, "")
-	if w.Protocol == mesh.Auto {
+	switch {
+	case w.Claim == Passed:
+		spec.Chains = []Chain{{}}
+	case w.Protocol == mesh.Auto:
 		spec.Chains, spec.Inspected = []Chain{{Route: sniffedRoute(w.Service, k.Port), Stat: spec.Name, Sniffed: true}}, true
 		spec.Else = cluster
-	} else {
+	default:
 		spec.Chains = []Chain{{Cluster: cluster}}
 	}
 	return spec, true

@@ -203,6 +203,9 @@ type View struct {
 	Networks []string // of connected clients from which some of its endpoints cannot be reached
 }
 
+// own reports whether the view is that of a namespace by a rule of its own.
+func (v View) own() bool { return v.Client != "" && v.Rule.Namespace == v.Client }
+
 // SeenOf returns in which ways connected clients see a service: everybody first if it is exported to all, then each namespace
 // for which that is not true.
 func SeenOf(r *graph.Reader, t *Tables, s mesh.Service) []View {

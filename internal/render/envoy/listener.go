@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"cmp"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
@@ -46,7 +48,7 @@ func Listener(s resolve.ListenerSpec, p resolve.ProxySpec) *listenerv3.Listener 
 // OutboundChain renders a filter chain of an outbound listener.
 func OutboundChain(c resolve.Chain, p resolve.ProxySpec) *listenerv3.FilterChain {
 	if c.Route == "" {
-		return &listenerv3.FilterChain{Filters: tcpProxy(c.Cluster, p.AccessLog)}
+		return &listenerv3.FilterChain{Filters: tcpProxy(cmp.Or(c.Cluster, passthroughCluster), p.AccessLog)}
 	}
 	m := manager("outbound_"+c.Stat, p.AccessLog)
 	m.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: c.Route, ConfigSource: ads(0)}}
