@@ -16,7 +16,7 @@ const (
 	maxMemory = 32 << 20 // that their objects take
 	maxWaits  = 8 << 20  // the part of it that may wait for a Membership: half of what one API server may take
 	valueSize = 300      // what a JSON value of two letters becomes: an empty message in a list
-	maxQueue  = 1000     // reviews of one peer that wait: five times what one connection of an API server carries
+	maxQueue  = 1000     // reviews of one peer that wait: four times what one connection of an API server carries
 )
 
 // memoryOf estimates what body takes, decoded: its text several times, and a value after each comma.
