@@ -89,6 +89,13 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 			return
 		}
 	}
+	var backends Backends
+	var nearby []string
+	if s.Headless {
+		if backends, _ = graph.Get(r, t.Backends, s.Key); len(backends.Unowned) > 0 {
+			nearby = near(r, t, s)
+		}
+	}
 	for _, p := range s.Ports {
 		b := Binding{Object: s.Object, Protocol: p.Protocol, All: s.Export.All, Clients: reach}
 		add := func(address mesh.Address, b Binding) {
@@ -104,10 +111,7 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 				add(mesh.Address{Cluster: own.Ref.Cluster, IP: a}, b)
 			}
 		}
-		if !s.Headless {
-			continue
-		}
-		backends, _ := graph.Get(r, t.Backends, s.Key)
+		open := len(backends.Nobodys) > 0 && passed(r, t, s, p.Number)
 		for _, a := range backends.Addresses {
 			own, ok := s.In(a.Cluster)
 			if !ok {
@@ -117,7 +121,7 @@ func Bindings(r *graph.Reader, t *Tables, s mesh.Service, emit func(BindingKey, 
 			b.Object, b.Addresses, b.Claim, b.Barred = own.Object, []string{a.IP}, Listed, barred(r, t, s, a)
 			if _, unowned := slices.BinarySearchFunc(backends.Unowned, a, mesh.Address.Compare); unowned && b.Barred == "" {
 				_, b.Nobodys = slices.BinarySearchFunc(backends.Nobodys, a, mesh.Address.Compare)
-				b.Claim, b.Near, b.Open = Unknown, near(r, t, s), b.Nobodys && passed(r, t, s, p.Number)
+				b.Claim, b.Near, b.Open = Unknown, nearby, b.Nobodys && open
 			}
 			add(a, b)
 		}
