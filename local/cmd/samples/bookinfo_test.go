@@ -192,6 +192,20 @@ func TestAnswersInJSON(t *testing.T) {
 	}
 }
 
+// No stars are stars too.
+func TestNoStars(t *testing.T) {
+	p, n := bookinfo(v2, nil)
+	if w := ask(n.hosts["ratings:9080"], "POST", "/ratings/0", `{"Reviewer1":0,"Reviewer2":0}`); w.Code != 200 {
+		t.Fatal(w.Code)
+	}
+	if got := ask(n.hosts["reviews:9080"], "GET", "/reviews/0", "").Body.String(); strings.Count(got, `"rating":{"stars":0,"color":"black"}`) != 2 {
+		t.Error(got)
+	}
+	if page := ask(p.handler(), "GET", "/productpage", "").Body.String(); strings.Contains(page, "glyphicon") || strings.Contains(page, "unavailable") {
+		t.Error(page)
+	}
+}
+
 func TestWhatIsDownIsSaid(t *testing.T) {
 	p, n := bookinfo(v2, nil)
 	delete(n.hosts, "ratings:9080")
@@ -292,8 +306,8 @@ func TestRatingsAreBounded(t *testing.T) {
 	if stars := strings.Count(ask(p.handler(), "GET", "/productpage", "").Body.String(), "glyphicon glyphicon-star"); stars != 5 {
 		t.Errorf("%d stars", stars)
 	}
-	if got := post("0", `{"Reviewer1":`+strings.Repeat(" ", mostBody)+`1}`); got != 400 {
-		t.Errorf("a body of more than %d bytes: %d", mostBody, got)
+	if got := post("0", `{"Reviewer1":`+strings.Repeat(" ", 8<<20/mostRated)+`1}`); got != 400 {
+		t.Errorf("as much for each product as makes 8 MB for all: %d", got)
 	}
 	for id := 1; id < mostRated; id++ {
 		if got := post(strconv.Itoa(id), `{}`); got != 200 {

@@ -32,7 +32,7 @@ func onward(in http.Header) http.Header {
 	return out
 }
 
-const mostBody = 1 << 20 // bytes of another service's answer, or of a request, that are read
+const mostBody = 1 << 20 // bytes of another service's answer that are read
 
 // newClient makes a connection for each request, so that each is balanced anew: whoever looks at the page sees the weights.
 func newClient() *http.Client {

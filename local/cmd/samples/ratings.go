@@ -11,7 +11,11 @@ import (
 	"time"
 )
 
-const mostRated = 1000 // products with ratings of users: they are kept in memory
+// Ratings of users are kept in memory.
+const (
+	mostRated = 1000    // products
+	mostStars = 4 << 10 // bytes that are read of what is said of one
+)
 
 // ratings tells how many stars reviewers give, and takes other numbers. Its faulty versions are for documents about resilience.
 type ratings struct {
@@ -68,7 +72,7 @@ func (s *ratings) handler() http.Handler {
 			return
 		}
 		var stars map[string]int
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostStars))
 		if err != nil || json.Unmarshal(body, &stars) != nil {
 			answer(w, http.StatusBadRequest, fault{"please provide valid ratings JSON"})
 			return

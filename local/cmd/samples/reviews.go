@@ -32,7 +32,7 @@ type review struct {
 }
 
 type rating struct {
-	Stars int    `json:"stars,omitempty"`
+	Stars *int   `json:"stars,omitempty"`
 	Color string `json:"color,omitempty"`
 	Error string `json:"error,omitempty"` // instead of both
 }
@@ -71,7 +71,7 @@ func (s *reviews) handler() http.Handler {
 			for i := range out {
 				out[i].Rating = &rating{Error: "Ratings service is currently unavailable"}
 				if n, ok := stars[out[i].Reviewer]; ok {
-					out[i].Rating = &rating{Stars: n, Color: s.color}
+					out[i].Rating = &rating{Stars: &n, Color: s.color}
 				}
 			}
 		}
