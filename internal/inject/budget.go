@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 const (
@@ -16,7 +17,7 @@ const (
 	maxMemory = 32 << 20 // that their objects take
 	maxWaits  = 8 << 20  // the part of it that may wait for a Membership: half of what one API server may take
 	valueSize = 300      // what a JSON value of two letters becomes: an empty message in a list
-	maxQueue  = 1000     // reviews of one peer that wait: four times what one connection of an API server carries
+	maxQueue  = 1000     // reviews of one peer that wait: an API server has 600 requests under way, unless told otherwise
 )
 
 // memoryOf estimates what body takes, decoded: its text several times, and a value after each comma.
@@ -26,7 +27,8 @@ func memoryOf(body []byte) int64 {
 
 // budget bounds what the reviews under way take. Half of it is one K's at most, so that nobody alone keeps the others out. Nor do
 // many: of those who wait, the K goes first that will have been given least, whenever it came. It is weighted fair queueing with
-// equal weights (Demers, Keshav, Shenker 1989), in bytes.
+// equal weights (Demers, Keshav, Shenker 1989), in bytes; one that is kept counts once more for each second, as room that nobody gives
+// back is what the others wait for.
 type budget[K comparable] struct {
 	all, each int64
 
@@ -49,6 +51,7 @@ type bid struct {
 	n     int64
 	after uint64        // that many came before
 	given chan struct{} // closed when the bytes are the bidder's
+	since time.Time     // when that was
 }
 
 func newBudget[K comparable](all int64) *budget[K] {
@@ -124,6 +127,7 @@ func (b *budget[K]) giveBack(s *share, a *bid) {
 	} else {
 		s.taken -= a.n
 		b.taken -= a.n
+		s.given += int64(float64(a.n) * time.Since(a.since).Seconds())
 	}
 	b.giveLocked()
 }
@@ -153,7 +157,7 @@ func (b *budget[K]) giveLocked() {
 			return
 		}
 		a := first.waiting[0]
-		first.waiting = first.waiting[1:]
+		first.waiting, a.since = first.waiting[1:], time.Now()
 		b.given = max(b.given, first.given)
 		first.given = b.given + a.n
 		first.taken += a.n

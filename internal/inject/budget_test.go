@@ -254,6 +254,42 @@ func TestSlowPeersKeepNobodyOut(t *testing.T) {
 	}
 }
 
+// A rollout gets in among pods of somebody that keep as much room as they can by promising little and sending nothing: who keeps its
+// room for long comes after who gives it back.
+func TestARolloutGetsInAmongSlowPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := params(t, Settings{})
+		h := Handler(Options{Registerer: prometheus.NewRegistry(), Params: func() *Params { return p }, Members: &crowd{}})
+		ctx, stop := context.WithCancel(t.Context())
+		var slows sync.WaitGroup
+		defer slows.Wait()
+		defer stop()
+		const peers, each, pods = 10, 300, 200
+		for i := range peers * each {
+			slows.Go(func() {
+				for ctx.Err() == nil {
+					r := httptest.NewRequest(http.MethodPost, "/inject", slow{})
+					r.Header.Set("Content-Type", "application/json")
+					r.ContentLength, r.RemoteAddr = minReview, fmt.Sprintf("10.0.0.%d:1", i%peers)
+					h.ServeHTTP(httptest.NewRecorder(), r)
+				}
+			})
+		}
+		time.Sleep(4 * bodyWait)
+		codes := make(chan int, pods)
+		for range pods {
+			go func() { codes <- from(h, "10.0.1.1", bigPod("app", 20, 2_000)).Code }()
+		}
+		count := map[int]int{}
+		for range pods {
+			count[<-codes]++
+		}
+		if count[http.StatusOK] != pods {
+			t.Errorf("of %d pods: %v", pods, count)
+		}
+	})
+}
+
 // Who was given least goes first: a peer that asks for little is not behind others for each time that it asks.
 func TestWhoWasGivenLeastGoesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
