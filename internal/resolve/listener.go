@@ -245,7 +245,11 @@ func Lost(r *graph.Reader, t *Tables, k BindingKey, b Binding, won []Won) string
 	}
 	for _, c := range clients {
 		w, ok := winner(won, c)
-		if ok && w.Service != k.Service && !(b.Claim != Own && w.Claim != Own && alike(r, t, k, b, w, c)) {
+		switch {
+		case !ok || w.Service == k.Service || b.Claim != Own && w.Claim != Own && alike(r, t, k, b, w, c):
+		case w.Claim < b.Claim:
+			return fmt.Sprintf("port %d: %s go to %s, as a pod of namespace %s has it", k.Socket.Port, what, w.Ref, w.Service.Namespace)
+		default:
 			return fmt.Sprintf("port %d: %s go to %s, which has the same address and is older: give one of them another port", k.Socket.Port, what, w.Ref)
 		}
 	}
