@@ -173,7 +173,9 @@ func (p *plane) start(ctx context.Context) error {
 		admin: &obs.Admin{Log: p.Log, Level: p.Level, Profiling: config.profiling},
 	}
 	admission := &clients{rejected: refused.rejected, gate: p.gate, pipeline: pipeline, debug: d}
-	server = xds.NewServer(xds.Options{Log: p.Log, Types: pushOrder, Admit: admission.admit, ControlPlane: p.identifier()})
+	server = xds.NewServer(xds.Options{
+		Log: p.Log, Types: pushOrder, Admit: admission.admit, Latest: func() uint64 { return uint64(g.Changed()) }, ControlPlane: p.identifier(),
+	})
 	d.server = server
 	p.labelled.MustRegister(&metrics{
 		options: p.Options, began: time.Now(), server: server, meters: g.Meters, members: members, signerEnd: authority.NotAfter,

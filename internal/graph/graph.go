@@ -79,8 +79,9 @@ type Graph struct {
 
 // view is what readers see: the rows of every table at one revision, by table position.
 type view struct {
-	rev    Rev
-	tables []any
+	rev     Rev
+	changed Rev // the last one that changed something
+	tables  []any
 }
 
 // node is one step of a round: a source, a derived table or an index.
@@ -281,13 +282,18 @@ func (g *Graph) stagedLocked() {
 
 // publish shows the round to readers in one step, so that no reader sees table a of one revision and then table b of an older one.
 func (g *Graph) publish(rev Rev) {
-	tables := make([]any, len(g.nodes))
-	copy(tables, g.view.Load().tables)
+	last := g.view.Load()
+	now := &view{rev: rev, changed: last.changed, tables: make([]any, len(g.nodes))}
+	copy(now.tables, last.tables)
 	for _, n := range g.changed {
-		tables[n.stats().pos] = n.snapshot()
+		now.tables[n.stats().pos], now.changed = n.snapshot(), rev
 	}
-	g.view.Store(&view{rev: rev, tables: tables})
+	g.view.Store(now)
 }
+
+// Changed returns the last published revision that changed something, 0 if none did. Its OnPublish functions may be yet to
+// return. Safe for concurrent use.
+func (g *Graph) Changed() Rev { return g.view.Load().changed }
 
 // meter identifies a node and counts what it does.
 type meter struct {

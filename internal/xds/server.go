@@ -84,7 +84,10 @@ type Options struct {
 	Types []TypeRule
 	// Admit authenticates a stream by peer and metadata, which the context carries; nothing of the stream is read before.
 	// Enter then authorises it on its first request; no further one is read before. Errors, gRPC statuses, end the stream.
-	Admit        func(ctx context.Context) (Admission, error)
+	Admit func(ctx context.Context) (Admission, error)
+	// Latest tells of which revision it is at least what sessions say now of their Groups: a stream that begins when that is yet to
+	// be published is told nothing before it is. Nil: of none that is not.
+	Latest       func() uint64
 	ControlPlane string        // control_plane.identifier of answers to types outside the table
 	MaxBytes     int           // of memory for the names that streams of one Admission.ID ask for and no group of theirs holds; 0: 16 MB
 	MaxStreams   int           // of one Admission.ID; 0: 16
@@ -139,7 +142,8 @@ type Server struct {
 	running sync.WaitGroup // handlers, and what they started
 
 	mu      sync.RWMutex // guards the fields below; never held with a stream's
-	rev     string       // version of responses
+	rev     uint64       // of the last Publish
+	version string       // of responses: rev
 	edit    uint64       // of the last Publish
 	groups  map[Group]*group
 	callers map[string]*caller              // by Admission.ID
@@ -159,7 +163,7 @@ func NewServer(o Options) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		o: o, names: newNameTable(), rev: "0", groups: map[Group]*group{}, callers: map[string]*caller{},
+		o: o, names: newNameTable(), version: "0", groups: map[Group]*group{}, callers: map[string]*caller{},
 		clients: map[string]map[*stream]struct{}{}, streams: map[*stream]struct{}{}, late: map[*stream]struct{}{},
 	}
 	s.nonce.Store(rand.Uint64())
@@ -197,7 +201,7 @@ func (s *Server) Publish(rev uint64, changes []Change, moved ...string) {
 func (s *Server) publish(rev uint64, changes []Change, moved []string) (woken []*stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.rev = strconv.FormatUint(rev, 10)
+	s.rev, s.version = rev, strconv.FormatUint(rev, 10)
 	s.edit++
 	touched := map[*group]struct{}{}
 	for _, ch := range changes {

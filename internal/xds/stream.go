@@ -185,6 +185,11 @@ func (s *Server) enter(st *stream, session *Session) {
 	}
 	of[st] = struct{}{}
 	groups, needs := session.groups()
+	if s.o.Latest != nil && session.Groups != nil && s.o.Latest() > s.rev {
+		st.needs = newGroup(s.names.hash)
+		s.late[st] = struct{}{}
+		return
+	}
 	s.layerLocked(st, groups, needs)
 }
 
@@ -253,7 +258,7 @@ func (st *stream) refuse(err error) {
 
 // look returns what the stream's groups hold now, all of one moment, and the version that responses have of it; ready is false
 // while what the client needs is not there. It returns last if they hold that.
-func (st *stream) look(last layers) (v view, rev string, ready bool) {
+func (st *stream) look(last layers) (v view, version string, ready bool) {
 	s := st.server
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -265,10 +270,10 @@ func (st *stream) look(last layers) (v view, rev string, ready bool) {
 		}
 	}
 	if st.needs == nil {
-		return v, s.rev, true
+		return v, s.version, true
 	}
 	v.own = st.needs.tip
-	return v, s.rev, !st.needs.empty()
+	return v, s.version, !st.needs.empty()
 }
 
 // mostNames returns how many names of a kind a request may have: those that the client's groups hold, and what may be had
@@ -400,14 +405,14 @@ func (st *stream) write(ctx context.Context) {
 }
 
 func (st *stream) due() (due step, questions []*request) {
-	v, rev, ready := st.look(st.client.view.layers) // which nobody else writes
+	v, version, ready := st.look(st.client.view.layers) // which nobody else writes
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if ready {
 		due = st.client.next(v, st.session.Ask != nil, time.Now(), st.server.newNonce)
 	}
 	for _, m := range due.send {
-		m.version = rev
+		m.version = version
 	}
 	questions, st.questions = st.questions, nil
 	return due, questions
