@@ -130,7 +130,7 @@ func Run(ctx context.Context, o Options) error {
 	mgr.GetWebhookServer().Register("/validate", &admission.Webhook{
 		Handler: &admit{live: mgr.GetAPIReader(), reviews: mgr.GetClient(), decoder: admission.NewDecoder(scheme), namespace: o.Namespace},
 	})
-	served, err := newPages(o, mgr.GetAPIReader())
+	served, err := newPages(ctx, o, mgr.GetAPIReader())
 	if err != nil {
 		return fmt.Errorf("serve the operator's pages: %w", err)
 	}

@@ -29,16 +29,18 @@ const (
 // pages are what may be done with a running operator, on the port of its webhook. The caller passes the checks of a control
 // plane's debug pages: it is a service account of the operator's namespace.
 type pages struct {
-	gate  *identity.Gate
-	admin *obs.Admin
+	running context.Context // of the operator
+	gate    *identity.Gate
+	admin   *obs.Admin
 }
 
-func newPages(o Options, live client.Reader) (*pages, error) {
+func newPages(ctx context.Context, o Options, live client.Reader) (*pages, error) {
 	tokens, err := kube.NewTokens(o.Config, home)
 	if err != nil {
 		return nil, err
 	}
 	return &pages{
+		running: ctx,
 		gate: &identity.Gate{
 			Audience: mesh.Audience(o.Namespace, operatorName), RootNamespace: o.Namespace, Home: home,
 			Clusters: oneCluster{tokens}, Members: onlyNamespace(o.Namespace),
@@ -70,7 +72,11 @@ func (p *pages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	serve(w, r, caller.Identity.Namespace+"/"+caller.Identity.ServiceAccount)
+	// The lease is given up only once no request is under way: the next leader must not wait for a profile of this one.
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(p.running, cancel)()
+	serve(w, r.WithContext(ctx), caller.Identity.Namespace+"/"+caller.Identity.ServiceAccount)
 }
 
 // home is the one cluster that an operator knows.

@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"context"
 	"encoding/base64"
 	"log/slog"
 	"net/http"
@@ -52,7 +53,9 @@ func TestPages(t *testing.T) {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: operatorName}}
 	cluster := fake.NewClientBuilder().WithScheme(scheme).WithObjects(d).Build()
 	level := &obs.Level{}
-	p, err := newPages(Options{Config: config, Namespace: Namespace, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Level: level}, cluster)
+	running, end := context.WithCancel(t.Context())
+	defer end()
+	p, err := newPages(running, Options{Config: config, Namespace: Namespace, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Level: level}, cluster)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +106,14 @@ func TestPages(t *testing.T) {
 				t.Errorf("%s %s, switched to %q: %d %.200q, want %d %q", c.method, c.page, switched, code, body, c.code, c.text)
 			}
 		}
+	}
+	d.Annotations = map[string]string{annotationProfiles: "true"}
+	if err := cluster.Update(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	if code, body := call("GET", "profile?seconds=1", ours); code != 500 || !strings.Contains(body, "canceled") {
+		t.Errorf("a profile of an operator that ends: %d %.200q", code, body)
 	}
 	for page := range p.admin.Pages() {
 		if !rows[page] {
