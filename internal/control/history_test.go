@@ -694,6 +694,29 @@ func TestUnmadeInboundSideStaysAsItWas(t *testing.T) {
 	}
 }
 
+// A port whose only host could never be made has a route all the same, of what goes for unknown hosts: its listener refers to it,
+// and takes all connections to the port, whoever they are for.
+func TestPortOfUnmadeHostHasRoute(t *testing.T) {
+	c := newCity(20, 1)
+	c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "new"}, &corev1.Service{Spec: corev1.ServiceSpec{
+		ClusterIP: "10.200.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 8123}},
+	}})
+	c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n1", Name: "no\nname"}, &corev1.Service{Spec: corev1.ServiceSpec{
+		Type: corev1.ServiceTypeExternalName, ExternalName: "new.n0.svc.cluster.local", // what Envoy refuses as a domain
+	}})
+	c.graph.Step()
+	h := held{}
+	h.apply(c.published)
+	listener, route := false, false
+	for _, group := range h {
+		listener = listener || group[listenerType]["0.0.0.0_8123"].Version != ""
+		route = route || group[routeType]["8123"].Version != ""
+	}
+	if !listener || !route {
+		t.Errorf("the port has a listener: %v, and a route: %v", listener, route)
+	}
+}
+
 // Whatever a round does meanwhile, a client of a pod that has its own network needs an inbound side: its groups are never put
 // together of two revisions.
 func TestGroupsAreOfOneRevision(t *testing.T) {

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/graph"
@@ -44,14 +43,16 @@ func (p *Pipeline) routes(g *graph.Graph) {
 			}
 		})
 	p.hosts = hosts
-	byPort := graph.NewIndex(made, "hosts.port", func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
+	portOf := func(k resolve.HostKey, _ resolve.Host) []resolve.PortKey {
 		return []resolve.PortKey{{Port: k.Port, Cluster: k.Cluster, Client: k.Client}}
-	})
+	}
+	ports := graph.NewIndex(hosts, "hosts.port", portOf) // which listeners refer to
+	byPort := graph.NewIndex(made, "hosts.made.port", portOf)
 	catchAll := graph.Derive(g, "rendered.hosts.fixed", t.Config, freshFragment,
 		func(_ *graph.Reader, id mesh.ID, c mesh.Config, emit func(mesh.ID, []xds.Fragment)) {
 			emit(id, fragments(virtualHosts, envoy.CatchAll(resolve.ProxyOf(c))))
 		})
-	specs := graph.Group(g, "routes", byPort, sameContent[resolve.RouteSpec](),
+	specs := graph.Group(g, "routes", ports, sameContent[resolve.RouteSpec](),
 		func(r *graph.Reader, at resolve.PortKey, _ []*graph.Row[resolve.HostKey, resolve.Host], emit func(resolve.RouteKey, resolve.RouteSpec)) {
 			k := resolve.RouteKey{Layer: resolve.Layer{Mesh: p.id, Cluster: at.Cluster, Namespace: at.Client}, Port: at.Port}
 			emit(k, resolve.Route(r, byPort, k))
@@ -66,15 +67,14 @@ func (p *Pipeline) routes(g *graph.Graph) {
 	once(p, g, "routes", routeType, specs,
 		func(k resolve.RouteKey, s resolve.RouteSpec) place { return place{groupOf(k.Layer), s.Name} },
 		func(r *graph.Reader, s resolve.RouteSpec) (xds.Resource, bool) {
-			whole := slices.DeleteFunc(slices.Clone(s.Hosts), func(h resolve.Content) bool { _, cut := s.Cut[h]; return cut })
-			if _, ok := gather(r, parts, whole); !ok {
-				return xds.Resource{}, false
-			}
 			var all []xds.Fragment
 			for _, h := range s.Hosts {
-				f, _ := graph.Get(r, parts, h)
-				if cut, ok := s.Cut[h]; ok {
-					f = fragments(virtualHosts, envoy.Host(cut))
+				f, ok := graph.Get(r, parts, h)
+				if cut, is := s.Cut[h]; is {
+					f, ok = fragments(virtualHosts, envoy.Host(cut)), true
+				}
+				if !ok {
+					return xds.Resource{}, false
 				}
 				all = append(all, f...)
 			}
