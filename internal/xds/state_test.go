@@ -79,6 +79,29 @@ func (m *machine) step() step {
 	return m.next(m.holds(), m.ask, m.now, func() string { m.nonces++; return strconv.Itoa(m.nonces) })
 }
 
+// TestMoveCost: clients that are given groups of their node beside what they have, and lose them again, compare what these hold and
+// nothing else. One service that is kept to its clients' nodes does that to all clients of a mesh.
+func TestMoveCost(t *testing.T) {
+	m := newMachine(deltaForm, 5)
+	for _, layer := range []int{0, 1, 4} {
+		for i := range 1000 {
+			m.publish(layer, Change{Type: "eds", Set: []Resource{named(strconv.Itoa(i) + "@1")}})
+		}
+	}
+	m.publish(2, Change{Type: "eds", Set: []Resource{named("7@2")}})
+	without, with := []*group{m.pool[0], m.pool[1], m.pool[4]}, m.pool
+	for _, move := range [][2][]*group{{without, with}, {with, without}} {
+		m.groups = move[0]
+		before := m.holds().layers
+		m.groups = move[1]
+		var names []string
+		m.holds().layers.changed(before, "eds", func(name string) { names = append(names, name) })
+		if !slices.Equal(names, []string{"7"}) {
+			t.Errorf("%d names are compared, want the one of the node", len(names))
+		}
+	}
+}
+
 func named(s string) Resource {
 	name, version, _ := strings.Cut(s, "@")
 	return Resource{Name: name, Version: version, Origin: "Origin " + name, body: &body{}}
