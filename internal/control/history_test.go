@@ -56,7 +56,7 @@ func (d dice) object() metav1.Object {
 	case 0:
 		ns := d.namespace()
 		if d.IntN(4) == 0 {
-			return d.system()
+			return d.system(d.one("east", "west"))
 		}
 		return &heddlev1alpha1.Membership{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: ns},
@@ -90,10 +90,27 @@ func (d dice) object() metav1.Object {
 }
 
 // system is the membership that says on which network the cluster is.
-func (d dice) system() *heddlev1alpha1.Membership {
+func (d dice) system(network string) *heddlev1alpha1.Membership {
 	return &heddlev1alpha1.Membership{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istio-system"},
-		Spec:       heddlev1alpha1.MembershipSpec{Namespace: "istio-system", Phase: heddlev1alpha1.Member, Labels: d.network()},
+		Spec:       heddlev1alpha1.MembershipSpec{Namespace: "istio-system", Phase: heddlev1alpha1.Member, Labels: map[string]string{"topology.istio.io/network": network}},
+	}
+}
+
+// everywhere is a service that stays, with endpoints in each cluster.
+func everywhere() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "n0", Name: "everywhere"},
+		Spec:       corev1.ServiceSpec{ClusterIP: "10.0.1.9", Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+	}
+}
+
+func everywhereIn(address string) *discoveryv1.EndpointSlice {
+	name, port := "http", int32(8080)
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "n0", Name: "everywhere", Labels: map[string]string{discoveryv1.LabelServiceName: "everywhere"}},
+		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{address}}},
+		Ports:      []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
 	}
 }
 
@@ -184,6 +201,7 @@ func (d dice) config() *meshv1alpha1.MeshConfig {
 	return &meshv1alpha1.MeshConfig{
 		RootNamespace: "n0", AccessLogFile: d.one("", "/dev/stdout"), EnableAutoMtls: wrapperspb.Bool(d.IntN(4) > 0),
 		TrustDomain: d.one("", "td"), ProtocolDetectionTimeout: durationpb.New(time.Duration(d.IntN(2)) * time.Second),
+		OutboundTrafficPolicy: &meshv1alpha1.MeshConfig_OutboundTrafficPolicy{Mode: meshv1alpha1.MeshConfig_OutboundTrafficPolicy_Mode(d.IntN(2))},
 	}
 }
 
@@ -243,8 +261,11 @@ func TestPipelineEqualsRecomputation(t *testing.T) {
 		h.join(w, "n0", "n1", "n2")
 		h.join(w.in("c2"), "n0", "n1", "n3")
 		if seed%2 == 1 {
-			h.set(w, d.system(), false)
-			h.set(w.in("c2"), d.system(), false)
+			h.set(w.in("c1"), d.system("east"), false)
+			h.set(w.in("c2"), d.system("west"), false)
+			h.set(w, everywhere(), false)
+			h.set(w, everywhereIn("10.0.0.0"), false)
+			h.set(w.in("c2"), everywhereIn("10.0.0.1"), false)
 		}
 		var config *meshv1alpha1.MeshConfig
 		for round := range 60 {
