@@ -218,7 +218,7 @@ type Backends struct {
 // BackendsOf gathers the backends of a service from its endpoints.
 func BackendsOf(r *graph.Reader, t *Tables, rows []*graph.Row[mesh.EndpointKey, mesh.Endpoint]) Backends {
 	accounts, networks := map[string]bool{}, map[string]bool{}
-	addresses, unowned, nobodys := map[mesh.Address]bool{}, map[mesh.Address]bool{}, map[mesh.Address]bool{}
+	addresses, unowned, named := map[mesh.Address]bool{}, map[mesh.Address]bool{}, map[mesh.Address]bool{}
 	plain := false
 	for _, row := range rows {
 		address := mesh.Address{Cluster: row.Key.Cluster, IP: row.Key.Address}
@@ -228,9 +228,10 @@ func BackendsOf(r *graph.Reader, t *Tables, rows []*graph.Row[mesh.EndpointKey, 
 			networks[networkOf(r, t, row.Key, w)] = true
 		}
 		if !known || w.Key.Namespace != row.Key.Service.Namespace {
-			before := nobodys[address]
-			nobodys[address] = foreign && (before || !unowned[address])
 			unowned[address] = true
+			if !foreign {
+				named[address] = true
+			}
 		}
 		switch {
 		case known:
@@ -241,11 +242,10 @@ func BackendsOf(r *graph.Reader, t *Tables, rows []*graph.Row[mesh.EndpointKey, 
 		default: // a pod that has ended, or is yet to be seen: it says nothing about the others
 		}
 	}
-	maps.DeleteFunc(nobodys, func(_ mesh.Address, yes bool) bool { return !yes })
 	b := Backends{Mutual: len(accounts) > 0 && !plain}
 	b.Accounts, b.Addresses = sorted(accounts), slices.SortedFunc(maps.Keys(addresses), mesh.Address.Compare)
 	b.Unowned = slices.SortedFunc(maps.Keys(unowned), mesh.Address.Compare)
-	b.Nobodys = slices.SortedFunc(maps.Keys(nobodys), mesh.Address.Compare)
+	b.Nobodys = slices.DeleteFunc(slices.Clone(b.Unowned), func(a mesh.Address) bool { return named[a] })
 	delete(networks, "")
 	if len(networks) > 0 {
 		b.Networks = sorted(networks)

@@ -178,7 +178,8 @@ type Won struct {
 	Binding
 }
 
-// Arbitrate decides between the services that want one socket: by their claims, then the oldest has it. It decides for everybody, and for each namespace whose clients see it otherwise.
+// Arbitrate decides between the services that want one socket: by their claims, then the oldest has it. It decides for everybody,
+// and for each namespace whose clients see it otherwise.
 func Arbitrate(rows []*graph.Row[BindingKey, Binding]) []Won {
 	best := map[string]Won{} // of what everybody sees, and of what only clients of a namespace do
 	for _, row := range rows {
