@@ -145,15 +145,16 @@ func (a authorizer) Check(_ context.Context, r *auth.CheckRequest) (*auth.CheckR
 	return out, nil
 }
 
-// bounded makes what was sent the value of a header.
+// bounded makes what was sent the value of a header. What is no text gets longer by that.
 func bounded(text string) string {
-	if len(text) > mostTold {
-		return "<too-long>"
-	}
-	return strings.Map(func(c rune) rune {
+	text = strings.Map(func(c rune) rune {
 		if c < ' ' || c == 0x7f {
 			return ' '
 		}
 		return c
 	}, text)
+	if len(text) > mostTold {
+		return "<too-long>"
+	}
+	return text
 }

@@ -36,6 +36,7 @@ func TestCheckByHTTP(t *testing.T) {
 		{nil, "", 403, "denied", denied, "POST example.com/path?q=1, headers: map[]"},
 		{map[string]string{asks: "allow"}, strings.Repeat("a", mostTold+1), 200, "allowed", "", "body: [<too-long>]"},
 		{map[string]string{asks: "allow", "long": strings.Repeat("a", mostTold)}, "", 200, "allowed", "", "<too-long>"},
+		{map[string]string{asks: "allow", "long": strings.Repeat("\xff", mostTold/2)}, "", 200, "allowed", "", "<too-long>"}, // three bytes each, when told
 	} {
 		r := httptest.NewRequest("POST", "/path?q=1", strings.NewReader(c.body))
 		for name, value := range c.header {
