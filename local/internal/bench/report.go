@@ -3,7 +3,6 @@ package bench
 import (
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -107,9 +106,10 @@ type Report struct {
 	Columns []Figures
 }
 
-// part is the worse of Heddle's two figures, as a part of its peer's. NaN or infinite if the peer has 0.
-func (r Report) part(of func(Figures) float64) float64 {
-	return max(of(r.Columns[0]), of(r.Columns[len(r.Columns)-1])) / of(r.Columns[1])
+// part is the worse of Heddle's two figures, as a part of its peer's. It returns false if the peer has nothing, or less.
+func (r Report) part(of func(Figures) float64) (float64, bool) {
+	peer := of(r.Columns[1])
+	return max(of(r.Columns[0]), of(r.Columns[len(r.Columns)-1])) / peer, peer > 0
 }
 
 // Write writes the report as Markdown, about being what the reader should know of machine and source, and returns the goals
@@ -139,9 +139,9 @@ of Heddle's two columns, as a part of istiod's with its defaults.
 		for _, c := range r.Columns {
 			fmt.Fprintf(t, " %.*f\t|", row.digits, row.of(c))
 		}
-		part := r.part(row.of)
+		part, ok := r.part(row.of)
 		switch {
-		case math.IsNaN(part) || math.IsInf(part, 0):
+		case !ok:
 			fmt.Fprint(t, "\t|\t|\n")
 		case row.goal == 0:
 			fmt.Fprintf(t, " %.2f\t|\t|\n", part)

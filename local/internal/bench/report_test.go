@@ -67,6 +67,18 @@ func TestMissed(t *testing.T) {
 	}
 }
 
+// Where the peer has grown by nothing, or shrunk, there is no part of it, and no goal is met by one.
+func TestNoPartOfNothing(t *testing.T) {
+	for _, after := range []float64{1e6, 0.5e6} {
+		heddle := Figures{Clients: 10, Before: Memory{Resident: 1e6}, After: Memory{Resident: 2e6}}
+		peer := Figures{Clients: 10, Before: Memory{Resident: 1e6}, After: Memory{Resident: after}}
+		var text strings.Builder
+		if _, err := (Report{Columns: []Figures{heddle, peer, heddle}}).Write(&text, ""); err != nil || strings.Contains(text.String(), ", met") {
+			t.Errorf("%v:\n%s", err, &text)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	good := Sizes{Namespaces: 10, Services: 1000, Clients: 500, Flips: 100, Burst: 100}
 	if err := good.Validate(); err != nil {
