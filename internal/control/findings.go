@@ -58,7 +58,19 @@ func (p *Pipeline) unmade(f graph.Fault) mesh.Finding {
 			about = s.Ref
 		}
 	}
+	accepting := func(has func(resolve.InboundSpec) bool) {
+		for _, row := range p.inbound.All() {
+			pod := mesh.Ref{Cluster: row.Key.Cluster, Kind: row.Key.Kind, Namespace: row.Key.Namespace, Name: row.Key.Name}
+			if has(row.Val) && (about.Kind != mesh.KindPod || pod.Compare(about) < 0) { // the first of those of one side
+				about = pod
+			}
+		}
+	}
 	switch k := f.Key.(type) {
+	case resolve.InboundPort:
+		accepting(func(s resolve.InboundSpec) bool { return slices.Contains(s.Ports, k) })
+	case resolve.InboundKey:
+		accepting(func(s resolve.InboundSpec) bool { return s.Key() == k })
 	case resolve.ClusterKey:
 		service(k.Service)
 	case resolve.AssignmentKey:

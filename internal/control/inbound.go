@@ -90,6 +90,7 @@ func (p *Pipeline) sides(g *graph.Graph) {
 				}
 			}))
 	}
+	p.inbound = inbound
 	p.proxies = graph.Derive(g, "proxies", p.scopes, graph.TableOptions[proxy]{},
 		func(r *graph.Reader, k mesh.WorkloadKey, s resolve.Scope, emit func(mesh.WorkloadKey, proxy)) {
 			own := proxy{layers: s.Layers()}

@@ -47,7 +47,8 @@ type Pipeline struct {
 	scopes   *graph.Table[mesh.WorkloadKey, resolve.Scope]
 	proxies  *graph.Table[mesh.WorkloadKey, proxy]
 	placed   []placement
-	hosts    *graph.Table[resolve.HostKey, resolve.Host] // as they should be
+	inbound  *graph.Table[mesh.WorkloadKey, resolve.InboundSpec] // as they should be
+	hosts    *graph.Table[resolve.HostKey, resolve.Host]         // as they should be
 	faults   func() []graph.Fault
 }
 
