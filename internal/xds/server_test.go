@@ -356,6 +356,20 @@ func TestManyNames(t *testing.T) {
 	settle(t, one)
 	check(t, three.Subscribe(eds, strange...))
 	must(three.Next())
+
+	// What has come to be held is given back with the answer to it.
+	late, other := f.connect(t, xdstest.Delta, "r", "b"), f.connect(t, xdstest.Delta, "r", "b")
+	check(t, late.Subscribe(eds, strange...))
+	check(t, late.Ack(must(late.Next())))
+	all = nil
+	for _, name := range strange {
+		all = append(all, assignment(name))
+	}
+	f.Publish(2, []xds.Change{set("b", all...)})
+	check(t, late.Ack(must(late.Next())))
+	settle(t, late)
+	check(t, other.Subscribe(eds, names[:60]...))
+	must(other.Next())
 }
 
 // silent is a stream that counts what is read of it.

@@ -339,10 +339,10 @@ func (st *stream) take(q *request) error {
 		}
 		st.session.OnNack(q.typeURL, rejected.version, rejected.detail, slices.Sorted(maps.Keys(origins)))
 	}
-	if !names {
-		return nil
+	if err := st.weigh(); names { // else of those that it had some may be held by now, or none any more, which is not its doing
+		return err
 	}
-	return st.weigh()
+	return nil
 }
 
 // question notes a request of a type that is not in the table, which is answered once whatever its nonce, unless it is
