@@ -669,45 +669,38 @@ func TestUnmadeInboundSideStaysAsItWas(t *testing.T) {
 	c := newCity(20, 1)
 	h := held{}
 	h.apply(c.published)
-	pod := c.pod(0, 0)
-	k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: pod.Namespace, Name: pod.Name}
+	k := mesh.WorkloadKey{Cluster: "c1", Kind: mesh.KindPod, Namespace: "n0", Name: "new"} // whose pod is yet to be read
 	side := func() (xds.Group, string) {
 		_, needs := c.Groups(k)
 		return needs, fmt.Sprint(sortedNames(h[needs][listenerType]), sortedNames(h[needs][clusterType]))
 	}
-	slice := func(port int32) {
-		name := "http"
-		c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "own"}, &corev1.Service{Spec: corev1.ServiceSpec{
-			ClusterIP: "10.200.0.1", Ports: []corev1.ServicePort{{Name: name, Port: 81}},
-		}})
-		c.EndpointSlices.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "own"}, &discoveryv1.EndpointSlice{
-			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{discoveryv1.LabelServiceName: "own"}},
-			Ports:      []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
-			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{podIP(0, 0)}}},
-		})
+	c.Sources.Services.Set(mesh.ObjectKey{Cluster: "c1", Namespace: "n0", Name: "own"}, &corev1.Service{Spec: corev1.ServiceSpec{
+		ClusterIP: "10.200.0.1", Selector: map[string]string{"app": "own"}, Ports: []corev1.ServicePort{{Name: "http", Port: 81, TargetPort: intstr.FromString("web")}},
+	}})
+	says := func(port uint32) {
+		c.presence.source.Set(k, resolve.Client{Workload: k, Labels: map[string]string{"app": "own"}, Ports: map[string]uint32{"web": port}})
 		c.graph.Step()
 		h.apply(c.published)
 	}
+	says(8080)
 	group, before := side()
-	const bad = 70_000 // which the API server lets a slice have, and Envoy refuses as a port
-	slice(bad)
+	const bad = 70_000 // which Envoy refuses as a port
+	says(bad)
 	if now, is := side(); now != group || is != before {
 		t.Errorf("the side is %s with %s, was %s with %s", now, is, group, before)
 	}
 	c.presence.source.Delete(k)
 	c.graph.Step()
 	h.apply(c.published)
-	c.connect(0, 0)
-	c.graph.Step()
-	h.apply(c.published)
+	says(bad)
 	if groups, needs := c.Groups(k); len(groups) > 0 || needs != toCome {
 		t.Errorf("a client whose side was never made holds %v, and needs %s", groups, needs)
 	}
-	if f := c.Findings(); !slices.ContainsFunc(f, func(f mesh.Finding) bool { return f.About.String() == "Pod n0/s0-0" && f.Reason == "NotMade" }) {
+	if f := c.Findings(); !slices.ContainsFunc(f, func(f mesh.Finding) bool { return f.About.String() == "Pod n0/new" && f.Reason == "NotMade" }) {
 		t.Errorf("findings are %v", f)
 	}
-	slice(9090)
-	if now, is := side(); now == group || is != "[virtualInbound virtualOutbound] [InboundPassthroughCluster inbound|8080|| inbound|9090||]" {
+	says(9090)
+	if now, is := side(); now == group || is != "[virtualInbound virtualOutbound] [InboundPassthroughCluster inbound|9090||]" {
 		t.Errorf("the mended side is %s with %s", now, is)
 	}
 	if f := c.Findings(); len(f) > 0 {

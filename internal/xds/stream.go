@@ -185,7 +185,7 @@ func (s *Server) enter(st *stream, session *Session) {
 	}
 	of[st] = struct{}{}
 	groups, needs := session.groups()
-	if s.o.Latest != nil && session.Groups != nil && s.o.Latest() > s.rev {
+	if s.o.Latest != nil && session.Groups != nil && s.o.Latest() > s.rev { // asked after Groups: these may be of that one
 		st.needs = newGroup(s.names.hash)
 		s.late[st] = struct{}{}
 		return
