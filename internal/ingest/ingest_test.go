@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -97,4 +98,22 @@ func FuzzPodPorts(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestPortOfSlice: the API server lets a slice say any number as a port. One that is none is found, and costs no other port.
+func TestPortOfSlice(t *testing.T) {
+	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "x", Namespace: "shop", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}}}
+	slice.Endpoints = []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}}}
+	for i, port := range []int32{65535, 0, -1, 65536, 1} {
+		name := string(rune('a' + i))
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &name, Port: &port})
+	}
+	endpoints, found := Endpoints(mesh.Config{}, mesh.ObjectKey{Namespace: "shop", Name: "x"}, slice)
+	var ports []uint32
+	for _, e := range endpoints {
+		ports = append(ports, e.Key.Target)
+	}
+	if !slices.Equal(ports, []uint32{65535, 1}) || len(found) != 3 || found[0].About.String() != "EndpointSlice shop/x" {
+		t.Errorf("endpoints at ports %v, found %v", ports, found)
+	}
 }

@@ -136,8 +136,16 @@ func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([
 		}}
 	}
 	var out []mesh.Endpoint
-	for _, p := range s.Ports {
+	var found []mesh.Finding
+	for i, p := range s.Ports {
 		if p.Port == nil || (p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP) {
+			continue
+		}
+		if *p.Port < 1 || *p.Port > 65535 { // which the API server takes, and Envoy refuses with all that comes along
+			found = append(found, mesh.Finding{
+				About: object("EndpointSlice", k, &s.ObjectMeta).Ref, Reason: "Invalid",
+				Message: fmt.Sprintf("ports[%d].port: %d is not a port number (1 to 65535): the endpoints at it are left out", i, *p.Port),
+			})
 			continue
 		}
 		port := ""
@@ -170,5 +178,5 @@ func Endpoints(c mesh.Config, k mesh.ObjectKey, s *discoveryv1.EndpointSlice) ([
 			out = append(out, ep)
 		}
 	}
-	return out, nil
+	return out, found
 }
