@@ -50,7 +50,7 @@ func Controls() []Control {
 			Name: "membership", Script: "checks", // the third namespace lacks its discovery label
 			Break: "oc label ns {{.App3}} {{.Label}}- && restarted {{.App3}}",
 			Mend:  "oc label ns {{.App3}} {{.Label}}={{.Value2}} && restarted {{.App3}}",
-			Red:   []string{"CTL-03", "MCP-16", "MCP-21", "MCP-24", "MCP-27", "MCP-28"}, // 28: who leaves loses the mesh's root
+			Red:   []string{"5f", "CTL-03", "MCP-16", "MCP-21", "MCP-24", "MCP-27", "MCP-28"}, // 5f: it is not in to begin with; 28: who leaves loses the mesh's root
 		},
 		{
 			Name: "inject", Script: "checks", // the first namespace lacks its revision label
@@ -62,7 +62,7 @@ func Controls() []Control {
 			Name: "xds", Script: "checks", // nobody reaches xDS of the second mesh any more
 			Break: "p=$(pid heddle {{.Sys2}} istiod) && nsenter -t $p -n nft 'add table inet control; add chain inet control in { type filter hook input priority 0; }; add rule inet control in iifname != lo tcp dport 15012 drop' && nsenter -t $p -n ss -K state established sport = :15012", // or a keepalive finds them dead after 40 s
 			Mend:  "p=$(pid heddle {{.Sys2}} istiod) && nsenter -t $p -n nft delete table inet control",
-			Red:   []string{"CTL-03", "MCP-24"},
+			Red:   []string{"5f", "CTL-03", "MCP-24"}, // 5f: nobody is told who left
 		},
 		{
 			Name: "rootcert", Script: "checks", // both planes have one CA
