@@ -50,7 +50,7 @@ func Controls() []Control {
 			Name: "membership", Script: "checks", // the third namespace lacks its discovery label
 			Break: "oc label ns {{.App3}} {{.Label}}- && restarted {{.App3}}",
 			Mend:  "oc label ns {{.App3}} {{.Label}}={{.Value2}} && restarted {{.App3}}",
-			Red:   []string{"5f", "CTL-03", "MCP-16", "MCP-21", "MCP-24", "MCP-27", "MCP-28"}, // 5f: it is not in to begin with; 28: who leaves loses the mesh's root
+			Red:   []string{"5f", "CTL-03", "MCP-16", "MCP-21", "MCP-24", "MCP-27", "MCP-28"}, // 5f: the server is not in; 28: who leaves loses the mesh's root
 		},
 		{
 			Name: "inject", Script: "checks", // the first namespace lacks its revision label
